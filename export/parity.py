@@ -1,0 +1,255 @@
+"""The parity certificate: what an artefact's label maps and probabilities differ from fp32
+PyTorch's, over whole cases through the `Segmenter` that serves, and the gate that decides on
+release.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from export.emulate import FP16_MAX
+from runtime.backends import Backend
+from runtime.errors import ComputeError
+from runtime.labels import LabelMap, regions_from_labels
+from runtime.metrics import PROFILES, dice
+from runtime.nifti import Volume
+from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+
+PARITY_SCHEMA: Final = 1
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+# One window at a time: the result is the same, and memory is what a small machine lacks.
+_OPTIONS: Final = SegmentOptions(probabilities=True, batch=1)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What an artefact must keep.
+
+    Attributes:
+        dice: least Dice between artefact and fp32, per case and region.
+        truth: least mean Dice against truth per region, as a fraction of fp32's.
+        changed_fp32, changed_reduced: most changed labels, divided by the voxels that either calls
+            tumour, per case; for artefacts in fp32 and in reduced precision.
+        peak: largest |value| of an fp16 tensor, as a fraction of fp16's range.
+        informative_cases: cases needed in which fp32 predicts enough of every region.
+        informative_voxels: voxels of each region that make a case informative.
+    """
+
+    dice: float = 0.995
+    truth: float = 0.999
+    changed_fp32: float = 1e-4
+    changed_reduced: float = 5e-3
+    peak: float = 0.25
+    informative_cases: int = 3
+    informative_voxels: int = 100
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """A case to compare on; ``truth`` is uint8 network labels (X, Y, Z) in file order, or None."""
+
+    volume: Volume
+    truth: LabelMap | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An artefact and what executes it here.
+
+    Attributes:
+        file, sha256: the artefact.
+        backend: runs it.
+        arithmetic: what really executes, in words.
+        reduced: whether the artefact computes in less than fp32.
+        peaks: filled by an emulating backend with the largest |value| of each fp16 tensor.
+    """
+
+    file: str
+    sha256: str
+    backend: Backend
+    arithmetic: str
+    reduced: bool
+    peaks: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Outcome:
+    """What was found of one candidate so far."""
+
+    candidate: Candidate
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+
+def certify(
+    reference: Backend,
+    candidates: Sequence[Candidate],
+    cases: Iterable[ParityCase],
+    gate: Gate,
+    source: str,
+) -> dict[str, Any]:
+    """Compare candidates with the fp32 reference on whole cases.
+
+    Cases are read until enough of them are informative. Every backend is run with the card's own
+    window plan.
+
+    Args:
+        reference: fp32 PyTorch.
+        candidates: artefacts with the same card.
+        cases: read lazily, one in memory at a time.
+        gate: what must be kept.
+        source: where the cases come from, for the record.
+
+    Returns:
+        The content of parity.json, verdict included.
+    """
+    outcomes = [_Outcome(candidate) for candidate in candidates]
+    used: list[dict[str, Any]] = []
+    informative = 0
+    for case in cases:
+        expected = Segmenter(reference, _OPTIONS).segment(case.volume)
+        voxels = {
+            name: int(np.count_nonzero(mask))
+            for name, mask in regions_from_labels(expected.labels).items()
+        }
+        counts = min(voxels.values()) >= gate.informative_voxels
+        informative += counts
+        used.append(
+            {
+                "case_id": case.volume.case.case_id,
+                "inputs": {name: image.sha256 for name, image in case.volume.images.items()},
+                "predicted_voxels": voxels,
+                "informative": counts,
+            }
+        )
+        for outcome in outcomes:
+            _compare(outcome, case, expected, gate)
+        if informative >= gate.informative_cases:
+            break
+    for outcome in outcomes:
+        _judge_truth(outcome, gate)
+        _judge_peaks(outcome, gate)
+    enough = informative >= gate.informative_cases
+    entries = [_entry(outcome, enough, gate, informative) for outcome in outcomes]
+    verdicts = [entry["verdict"] for entry in entries]
+    worst: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+    return {
+        "schema": PARITY_SCHEMA,
+        "verdict": next(verdict for verdict in worst if verdict in verdicts),
+        "gate": asdict(gate),
+        "reference": {"backend": "torch", "device": reference.info.device, "arithmetic": "fp32"},
+        "source": source,
+        "cases": used,
+        "artefacts": entries,
+    }
+
+
+def _entry(outcome: _Outcome, enough: bool, gate: Gate, informative: int) -> dict[str, Any]:
+    candidate = outcome.candidate
+    verdict: Verdict = "fail" if outcome.reasons else "pass" if enough else "inconclusive"
+    reasons = outcome.reasons
+    if verdict == "inconclusive":
+        reasons = [
+            f"fp32 predicts {gate.informative_voxels} voxels of every region in {informative} cases "
+            f"of {len(outcome.cases)}, {gate.informative_cases} are needed"
+        ]
+    entry: dict[str, Any] = {
+        "file": candidate.file,
+        "sha256": candidate.sha256,
+        "backend": candidate.backend.info.name,
+        "device": candidate.backend.info.device,
+        "arithmetic": candidate.arithmetic,
+        "verdict": verdict,
+        "reasons": reasons,
+        "cases": outcome.cases,
+    }
+    if candidate.peaks:
+        name = max(candidate.peaks, key=lambda key: candidate.peaks[key])
+        peak = candidate.peaks[name]
+        entry["peak"] = {"tensor": name, "value": peak if np.isfinite(peak) else "infinite"}
+    return entry
+
+
+def _compare(outcome: _Outcome, case: ParityCase, expected: Prediction, gate: Gate) -> None:
+    case_id = case.volume.case.case_id
+    candidate = outcome.candidate
+    try:
+        found = Segmenter(candidate.backend, _OPTIONS).segment(case.volume)
+    except ComputeError as error:
+        outcome.reasons.append(f"{case_id}: {error.found}")
+        outcome.cases.append({"case_id": case_id, "non_finite": True})
+        return
+    profile = PROFILES["brats2020"]
+    ours, theirs = regions_from_labels(found.labels), regions_from_labels(expected.labels)
+    between = {name: dice(ours[name], theirs[name], profile) for name in ours}
+    changed = changed_labels(found.labels, expected.labels)
+    most, mean = _probability_error(found, expected)
+    record: dict[str, Any] = {
+        "case_id": case_id,
+        "non_finite": False,
+        "dice_to_fp32": between,
+        "changed_labels": changed,
+        "max_probability_error": most,
+        "mean_probability_error": mean,
+    }
+    if case.truth is not None:
+        truth = regions_from_labels(case.truth)
+        record["dice_to_truth"] = {
+            "fp32": {name: dice(theirs[name], truth[name], profile) for name in truth},
+            "artefact": {name: dice(ours[name], truth[name], profile) for name in truth},
+        }
+    outcome.cases.append(record)
+    for name, value in between.items():
+        if value < gate.dice:
+            outcome.reasons.append(
+                f"{case_id}: Dice of {name} to fp32 is {value:.4f} < {gate.dice}"
+            )
+    limit = gate.changed_reduced if candidate.reduced else gate.changed_fp32
+    if changed > limit:
+        outcome.reasons.append(f"{case_id}: changed labels {changed:.2e} > {limit:.0e}")
+
+
+def changed_labels(one: LabelMap, other: LabelMap) -> float:
+    """Voxels whose label differs, divided by the voxels that either calls tumour; 0 if neither
+    does.
+
+    Both uint8 of equal shape.
+    """
+    tumour = int(np.count_nonzero((one != 0) | (other != 0)))
+    return float(np.count_nonzero(one != other)) / tumour if tumour else 0.0
+
+
+def _probability_error(found: Prediction, expected: Prediction) -> tuple[float, float]:
+    """Largest and mean |difference| of the blended probabilities over the whole grid."""
+    if found.probabilities is None or expected.probabilities is None:
+        raise ValueError("parity needs the probabilities of both predictions")
+    error: npt.NDArray[np.float32] = np.abs(found.probabilities - expected.probabilities)
+    return float(error.max()), float(error.mean(dtype=np.float64))
+
+
+def _judge_truth(outcome: _Outcome, gate: Gate) -> None:
+    """Mean Dice against truth per region: the artefact's must be nearly that of fp32."""
+    scored = [record["dice_to_truth"] for record in outcome.cases if "dice_to_truth" in record]
+    if not scored:
+        return
+    for name in scored[0]["fp32"]:
+        fp32 = float(np.mean([record["fp32"][name] for record in scored]))
+        artefact = float(np.mean([record["artefact"][name] for record in scored]))
+        if artefact < gate.truth * fp32:
+            outcome.reasons.append(
+                f"mean Dice of {name} against truth is {artefact:.4f} < {gate.truth} x {fp32:.4f}"
+            )
+
+
+def _judge_peaks(outcome: _Outcome, gate: Gate) -> None:
+    limit = gate.peak * FP16_MAX
+    for name, value in outcome.candidate.peaks.items():
+        if not value < limit:
+            outcome.reasons.append(
+                f"tensor {name} reaches {value:.3g} in fp16, over the margin of {limit:.0f}"
+            )
+            return

@@ -1,0 +1,85 @@
+"""Write a model directory, or, where the gate is not passed, its certificate alone beside it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime.atomic import (
+    check_replaceable,
+    check_writable,
+    replace_directory,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from runtime.errors import ParityError
+from runtime.model_card import ModelCard
+from runtime.model_dir import CARD, MANIFEST, PARITY, manifest_of
+
+
+def check_target(out: Path) -> None:
+    """Refuse, before any work is spent, a place that `release` could not write.
+
+    Raises:
+        OutputError: ``out`` is something else than a model directory, or its parent cannot be
+            written.
+    """
+    check_replaceable(out, MANIFEST)
+    check_writable(out.absolute().parent)
+
+
+def release(
+    out: Path,
+    card: ModelCard,
+    files: Mapping[str, bytes],
+    certificate: Mapping[str, Any],
+    allow_inconclusive: bool,
+) -> None:
+    """Put a certified model at ``out``, replacing an earlier one in one step.
+
+    Args:
+        out: the model directory.
+        card: the contract, also in the metadata of every ONNX file.
+        files: name to bytes of the ONNX files.
+        certificate: content of parity.json, from `parity.certify`.
+        allow_inconclusive: release although the cases could not decide; recorded in the
+            certificate.
+
+    Raises:
+        ParityError: the gate failed or could not decide. ``out`` is as it was, and
+            ``<out>.rejected/parity.json`` says why.
+        OutputError: ``out`` cannot be written or is not a model directory.
+    """
+    verdict = certificate["verdict"]
+    certificate = {**certificate, "allow_inconclusive": allow_inconclusive}
+    if verdict == "fail" or (verdict == "inconclusive" and not allow_inconclusive):
+        rejected = out.with_name(f"{out.name}.rejected") / PARITY
+        write_json(rejected, certificate)
+        raise _refused(verdict, certificate, rejected)
+
+    def fill(directory: Path) -> None:
+        for name, data in files.items():
+            write_bytes(directory / name, data)
+        write_text(directory / CARD, card.to_json())
+        write_json(directory / PARITY, certificate)
+        write_json(directory / MANIFEST, manifest_of(directory))
+
+    replace_directory(out, fill, owned_by=MANIFEST)
+
+
+def _refused(verdict: str, certificate: Mapping[str, Any], rejected: Path) -> ParityError:
+    entry = next(item for item in certificate["artefacts"] if item["verdict"] == verdict)
+    more = len(entry["reasons"]) - 1
+    found = f"{entry['file']} on {entry['backend']}: {entry['reasons'][0]}"
+    if more:
+        found += f" (and {more} more)"
+    if verdict == "fail":
+        remedy = "nothing was released; see the certificate and export again without --fp16"
+        if "fp16" not in entry["file"]:
+            remedy = "nothing was released; see the certificate and check the checkpoint"
+    else:
+        remedy = (
+            "give labelled cases that show every region with --data, or release it unproven with "
+            "--allow-inconclusive"
+        )
+    return ParityError(rejected, found=found, expected="a passed parity gate", remedy=remedy)

@@ -1,0 +1,145 @@
+"""The only writer of files: complete under its final name, or not there at all."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime.errors import OutputError
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open ``path`` for writing; the name appears only when the block ends without an exception.
+
+    The bytes go to a hidden file in the same directory, are synced, then renamed over ``path``.
+    Parent directories are made.
+
+    Raises:
+        OutputError: the directory or the file cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically; see `open_atomic`."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 ``text`` to ``path`` atomically; see `open_atomic`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON; NaN and infinity are refused, as JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def replace_directory(path: Path, fill: Callable[[Path], None], owned_by: str) -> None:
+    """Let ``fill`` write a temporary sibling directory, then put it in the place of ``path``.
+
+    Args:
+        path: the directory to make or to replace.
+        fill: writes the files into the directory it is given.
+        owned_by: a file name by which an existing ``path`` is known as ours; any other
+            directory is left alone.
+
+    Raises:
+        OutputError: ``path`` exists and is not ours, or cannot be written. ``path`` is then as
+            it was.
+    """
+    check_replaceable(path, owned_by)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            fill(temporary)
+            if path.exists():
+                os.replace(path, old)
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.replace(old, path)
+                    raise
+            else:
+                os.replace(temporary, path)
+            _sync_directory(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def check_replaceable(path: Path, owned_by: str) -> None:
+    """Refuse to put a directory in the place of something that is not ours.
+
+    Raises:
+        OutputError: ``path`` exists, is not empty and holds no file ``owned_by``.
+    """
+    if (
+        path.exists()
+        and not (path / owned_by).is_file()
+        and (not path.is_dir() or any(path.iterdir()))
+    ):
+        raise OutputError(
+            path,
+            found=f"something that is not ours (no {owned_by} in it)",
+            expected="a free name or a directory written by this toolkit",
+            remedy="choose another output with -o or move it away",
+        )
+
+
+def check_writable(directory: Path) -> None:
+    """Make ``directory`` and try a file in it, before any work is spent on what goes there.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    probe = directory / f".{secrets.token_hex(4)}.tmp"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+
+
+def _sync_directory(directory: Path) -> None:
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        path,
+        found=error.strerror or type(error).__name__,
+        expected="a place that can be written",
+        remedy="free space, change its permissions or choose another output",
+    )

@@ -1,0 +1,110 @@
+"""OpenVINO on the CPU: the fastest of the CPU backends."""
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from runtime.backends import BackendInfo, Fill, Take, check_window
+from runtime.errors import BackendUnavailableError, ComputeError, InputError
+from runtime.model_card import ModelCard, Shape3
+from runtime.ops.numpy import NumpyOps
+
+
+class OpenVinoBackend:
+    """Runs an ONNX model with OpenVINO, one window at a time on all threads; see
+    `runtime.backends.Backend`.
+
+    Owns the compiled model and the input tensor. The precision is pinned to f32: left alone,
+    OpenVINO chooses bf16 on processors that have it.
+    """
+
+    def __init__(
+        self, model: bytes, card: ModelCard, info: BackendInfo, threads: int | None = None
+    ) -> None:
+        """
+        Args:
+            model: a self-contained ONNX file, already verified.
+            threads: CPU threads; None means one per core.
+
+        Raises:
+            InputError: not a model that OpenVINO can read.
+            BackendUnavailableError: a device other than the CPU was asked for.
+        """
+        if info.device != "cpu":
+            raise BackendUnavailableError(
+                "--device",
+                found=info.device,
+                expected="cpu, the only device of the openvino backend",
+                remedy="use --backend ort or trt for a GPU",
+            )
+        self._card = card
+        self._info = info
+        self.ops = NumpyOps()
+        self._core = openvino.Core()
+        self._settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "NUM_STREAMS": "1",
+        }
+        if threads:
+            self._settings["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            self._model = self._core.read_model(model, b"")
+        except RuntimeError as error:
+            raise InputError(
+                info.artefact,
+                found=f"a model OpenVINO cannot read ({str(error).strip().splitlines()[-1][:200]})",
+                expected="an ONNX file written by brats-export",
+                remedy="export the model again",
+            ) from error
+        self._request: openvino.InferRequest | None = None
+        self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+
+    @property
+    def card(self) -> ModelCard:
+        return self._card
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._info
+
+    def bind(self, window: Shape3, batch: int) -> None:
+        check_window(self._card, window)
+        shape = (1, len(self._card.modalities), *window)
+        if self._buffer.shape == shape:
+            return
+        # A static shape lets oneDNN choose its kernels and layouts at compile time.
+        static = self._model.clone()
+        static.reshape(list(shape))
+        try:
+            compiled = self._core.compile_model(static, "CPU", self._settings)
+            self._request = compiled.create_infer_request()
+        except RuntimeError as error:
+            raise _failed(error) from error
+        self._buffer = np.zeros(shape, np.float32)
+        self._request.set_input_tensor(openvino.Tensor(self._buffer, shared_memory=True))
+
+    def run(self, n: int, fill: Fill, take: Take) -> None:
+        if self._request is None:
+            raise RuntimeError("run() before bind()")
+        for index in range(n):
+            fill(index, index + 1, self._buffer)
+            try:
+                self._request.infer()
+            except RuntimeError as error:
+                raise _failed(error) from error
+            take(index, index + 1, self._request.get_output_tensor().data)
+
+    def close(self) -> None:
+        self._request = None
+        self._buffer = np.zeros(0, np.float32)
+
+
+def _failed(error: RuntimeError) -> ComputeError:
+    return ComputeError(
+        "openvino",
+        found=f"a failed run ({str(error).strip().splitlines()[-1][:200]})",
+        expected="a result",
+        remedy="choose a smaller --patch or --backend ort",
+    )

@@ -1,0 +1,178 @@
+"""brats-infer: segment one case or a folder of cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from runtime.backends import BackendName, BackendOptions, Precision
+from runtime.cli.console import CommaShape, parse, run
+from runtime.errors import CohortError, UsageError
+from runtime.labels import Convention
+from runtime.windows import Placement
+
+
+@dataclass(frozen=True)
+class InferArgs:
+    """Arguments of brats-infer."""
+
+    case: tyro.conf.Positional[Path]
+    """A case folder, a folder of cases at any depth, or one 4D file."""
+    model: Path = Path("model")
+    """Model directory, as brats-export writes it."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
+    """Folder for label maps and sidecars."""
+    backend: BackendName = "auto"
+    """auto takes the fastest that works here."""
+    device: str = "auto"
+    """auto, cpu, or cuda:N."""
+    precision: Precision = "auto"
+    """auto is fp32 on a CPU and certified fp16 on a GPU."""
+    overlap: float | None = None
+    """Part of a patch that windows share, 0 <= F < 1; the model's own by default."""
+    stride: CommaShape | None = None
+    """Stride in voxels instead of --overlap."""
+    placement: Placement = "fitted"
+    """fitted spreads the windows evenly; stride is MONAI's plan."""
+    patch: CommaShape | None = None
+    """Window shape; the model's own by default."""
+    batch: int | None = None
+    """Windows per step; a backend may take fewer."""
+    threads: int | None = None
+    """CPU threads; all cores by default."""
+    probabilities: bool = False
+    """Also write the class probabilities, float32 (X, Y, Z, 4)."""
+    preview: bool = False
+    """Also write a picture of the result, beside the truth where there is one."""
+    submission: bool = False
+    """Name label maps <case>.nii.gz, as challenge servers want them."""
+    labels: Convention | None = None
+    """Label convention to write; the input's own by default."""
+    channels: str | None = None
+    """Modalities of numbered channels in order, such as flair,t1,t1ce,t2."""
+    force_spacing: bool = False
+    """Run on a spacing that is not the model's, with a warning."""
+    uncertified: bool = False
+    """Run an artefact that no parity certificate covers; the sidecar records it."""
+    overwrite: bool = False
+    """Replace earlier predictions (only files that this toolkit wrote)."""
+    resume: bool = False
+    """Leave out cases whose earlier prediction still matches input, model and settings."""
+    check: bool = False
+    """Look at the case files and say what is wrong with them; segment nothing."""
+    quiet: bool = False
+    """Print nothing but errors."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    options = parse(
+        InferArgs,
+        "brats-infer",
+        "Segment BraTS cases with an exported model: overlap-weighted sliding windows.",
+        args,
+    )
+    return run(lambda console: _infer(options, console), quiet=options.quiet)
+
+
+def _infer(options: InferArgs, console: Console) -> int:
+    from runtime.case import find_cases
+
+    if options.overlap is not None and options.stride is not None:
+        raise UsageError(
+            "--stride",
+            found="both --overlap and --stride",
+            expected="one of them",
+            remedy="drop one",
+        )
+    if options.batch is not None and options.batch < 1:
+        raise UsageError(
+            "--batch", found=str(options.batch), expected="1 or more", remedy="drop --batch"
+        )
+    cases = find_cases(options.case, options.channels.split(",") if options.channels else None)
+    if options.check:
+        from runtime.check import check_cases
+
+        return check_cases(cases, console)
+    return _segment(options, cases, console)
+
+
+def _segment(options: InferArgs, cases: list[Any], console: Console) -> int:
+    from runtime.atomic import check_writable
+    from runtime.backends import open_backend
+    from runtime.cli.infer_view import InferView
+    from runtime.cohort import plan_jobs, segment_cases
+    from runtime.model_dir import ModelDir
+    from runtime.prediction import OutputOptions
+    from runtime.segmenter import Segmenter, SegmentOptions
+
+    model = ModelDir.open(options.model)
+    output = OutputOptions(
+        options.output, options.submission, options.labels, options.overwrite, options.resume
+    )
+    jobs = plan_jobs(cases, output)
+    check_writable(options.output)
+    backend = open_backend(
+        model,
+        BackendOptions(
+            options.backend,
+            options.device,
+            options.precision,
+            options.threads,
+            options.uncertified,
+        ),
+    )
+    try:
+        segmenter = Segmenter(
+            backend,
+            SegmentOptions(
+                overlap=options.overlap if options.stride is None else options.stride,
+                placement=options.placement,
+                patch=options.patch,
+                batch=options.batch,
+                probabilities=options.probabilities,
+                force_spacing=options.force_spacing,
+            ),
+        )
+        view = InferView(console, segmenter, len(jobs))
+        with view:
+            outcomes = []
+            for outcome in segment_cases(
+                jobs,
+                segmenter,
+                resume=options.resume,
+                progress=view.progress,
+                look=_preview if options.preview else None,
+            ):
+                outcomes.append(outcome)
+                view.done(outcome)
+    finally:
+        backend.close()
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if failed and len(outcomes) == 1:
+        raise failed[0]
+    if failed:
+        raise CohortError(
+            options.output,
+            found=f"{len(failed)} of {len(outcomes)} cases failed",
+            expected="all of them done",
+            remedy="mend the cases named above and run again with --resume",
+        )
+    return 0
+
+
+def _preview(prediction: Any, plan: Any) -> None:
+    import io
+
+    from runtime.atomic import write_bytes
+    from runtime.report import preview
+    from runtime.truth import load_truth
+
+    case = prediction.volume.case
+    truth = load_truth(case) if case.labels is not None else None
+    picture = io.BytesIO()
+    preview(prediction.volume, prediction.labels, truth).save(picture, "PNG")
+    write_bytes(plan.sidecar.with_name(f"{case.case_id}_preview.png"), picture.getvalue())

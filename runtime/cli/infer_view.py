@@ -1,0 +1,105 @@
+"""What brats-infer shows: a bar over windows while it works, a table of volumes and times after."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from runtime import DISCLAIMER
+from runtime.case import Case
+from runtime.cohort import Outcome
+from runtime.segmenter import Segmenter
+
+
+class InferView:
+    """A live view on a terminal, plain lines elsewhere; nothing at all where the console is quiet."""
+
+    def __init__(self, console: Console, segmenter: Segmenter, cases: int) -> None:
+        self._console = console
+        self._cases = cases
+        self._count = 0
+        self._table = Table(title="Predictions", title_justify="left")
+        for name in (
+            "case",
+            "WT ml",
+            "TC ml",
+            "ET ml",
+            "load",
+            "prepare",
+            "network",
+            "rest",
+            "total",
+        ):
+            self._table.add_column(name, justify="left" if name == "case" else "right")
+        info = segmenter.backend.info
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("windows"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("loading", total=None)
+        console.print(
+            f"model {segmenter.backend.card.name}, backend {info.name} on {info.device} in "
+            f"{info.precision}, certificate: {info.certificate}, patch "
+            f"{'x'.join(map(str, segmenter.patch))}, overlap {_shown(segmenter.overlap)}"
+        )
+        if info.fell_back_from:
+            console.print(f"not used: {info.fell_back_from}", style="yellow", markup=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        if self._table.row_count:
+            self._console.print(self._table)
+            self._console.print(f"seconds per stage; {DISCLAIMER}", style="dim")
+
+    def progress(self, case: Case, done: int, total: int) -> None:
+        """After each step of windows."""
+        self._progress.update(
+            self._task, description=case.case_id, completed=done, total=total, refresh=True
+        )
+
+    def done(self, outcome: Outcome) -> None:
+        """After each case."""
+        self._count += 1
+        head = f"[{self._count}/{self._cases}] {outcome.case.case_id}"
+        if outcome.error is not None:
+            self._console.print(f"{head}: {outcome.error}", style="red", markup=False)
+        elif outcome.sidecar is None:
+            self._console.print(f"{head}: already done", markup=False)
+        else:
+            for warning in outcome.sidecar["warnings"]:
+                self._console.print(f"{head}: {warning}", style="yellow", markup=False)
+            self._console.print(f"{head}: {outcome.plan.labels}", markup=False)
+            self._table.add_row(outcome.case.case_id, *_figures(outcome.sidecar))
+
+
+def _figures(sidecar: dict[str, Any]) -> list[str]:
+    seconds = sidecar["timings_s"]
+    shown = ("load", "prepare", "network")
+    rest = sum(value for stage, value in seconds.items() if stage not in shown)
+    return [
+        *(f"{sidecar['volumes_ml']['regions'][name]:.1f}" for name in ("WT", "TC", "ET")),
+        *(f"{seconds[stage]:.2f}" for stage in shown),
+        f"{rest:.2f}",
+        f"{sum(seconds.values()):.2f}",
+    ]
+
+
+def _shown(overlap: object) -> str:
+    return ",".join(map(str, overlap)) + " (stride)" if isinstance(overlap, tuple) else str(overlap)

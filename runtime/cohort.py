@@ -1,0 +1,114 @@
+"""Segment one case after another; the next one is read while the network runs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from runtime.case import Case
+from runtime.errors import BratsError, OutputError
+from runtime.nifti import Volume, load
+from runtime.prediction import OutputOptions, OutputPlan, is_complete, plan_output, save
+from runtime.segmenter import Prediction, Segmenter
+
+WindowProgress = Callable[[Case, int, int], None]
+"""progress(case, done, total) in windows."""
+Look = Callable[[Prediction, OutputPlan], None]
+"""look(prediction, plan): whatever else is to be made of a prediction, such as a picture."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case and the files it becomes."""
+
+    case: Case
+    plan: OutputPlan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case: a sidecar, or an error, or neither where an earlier result stands."""
+
+    case: Case
+    plan: OutputPlan
+    sidecar: dict[str, Any] | None = None
+    error: BratsError | None = None
+
+
+def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
+    """Decide and check every output before the first case is run.
+
+    Raises:
+        UsageError: as for `prediction.plan_output`.
+    """
+    return [Job(case, plan_output(case, options)) for case in cases]
+
+
+def segment_cases(
+    jobs: Sequence[Job],
+    segmenter: Segmenter,
+    *,
+    resume: bool = False,
+    progress: WindowProgress | None = None,
+    look: Look | None = None,
+) -> Iterator[Outcome]:
+    """Segment and save, in order; a bad case does not stop the others.
+
+    Args:
+        jobs: from `plan_jobs`.
+        segmenter: used for all of them.
+        resume: leave out cases whose earlier result still stands.
+        progress: called after each step of windows.
+        look: called after a case has been saved.
+
+    Raises:
+        OutputError: an output cannot be written: then none of those that follow could be either.
+    """
+    settings = {"backend": segmenter.backend.info.name, **asdict(segmenter.options)}
+    model = segmenter.backend.info.sha256
+    waiting = [
+        job for job in jobs if not (resume and is_complete(job.plan, job.case, model, settings))
+    ]
+    left = {id(job) for job in waiting}
+    for job in jobs:
+        if id(job) not in left:
+            yield Outcome(job.case, job.plan)
+    with ThreadPoolExecutor(1) as reader:
+        futures = [reader.submit(_load, job.case) for job in waiting[:1]]
+        for index, job in enumerate(waiting):
+            loaded = futures.pop()
+            if index + 1 < len(waiting):
+                futures.append(reader.submit(_load, waiting[index + 1].case))
+            try:
+                volume, seconds = loaded.result()
+                yield _segment(job, volume, seconds, segmenter, settings, progress, look)
+            except OutputError:
+                raise
+            except BratsError as error:
+                yield Outcome(job.case, job.plan, error=error)
+
+
+def _load(case: Case) -> tuple[Volume, float]:
+    start = perf_counter()
+    return load(case), perf_counter() - start
+
+
+def _segment(
+    job: Job,
+    volume: Volume,
+    load_seconds: float,
+    segmenter: Segmenter,
+    settings: dict[str, Any],
+    progress: WindowProgress | None,
+    look: Look | None,
+) -> Outcome:
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(job.case, done, total)
+
+    prediction = segmenter.segment(volume, tell)
+    sidecar = save(prediction, job.plan, settings, load_seconds)
+    if look is not None:
+        look(prediction, job.plan)
+    return Outcome(job.case, job.plan, sidecar)

@@ -1,0 +1,75 @@
+"""Every error a user can meet: one sentence that names the file, what was found, what was expected
+and the remedy.
+"""
+
+from os import PathLike, fspath
+from typing import ClassVar
+
+
+class BratsError(Exception):
+    """Base of all errors of this project.
+
+    Args:
+        where: the file, folder, flag or thing at fault.
+        found: what was found there.
+        expected: what should have been there.
+        remedy: what the user can do about it.
+
+    The class attribute ``exit_code`` is what the command line returns for it.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self, where: str | PathLike[str], *, found: str, expected: str, remedy: str
+    ) -> None:
+        self.where = fspath(where)
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(f"{self.where}: found {found}, expected {expected}; {remedy}.")
+
+
+class UsageError(BratsError):
+    """The command line asks for something that cannot be done (exit 2)."""
+
+    exit_code = 2
+
+
+class InputError(BratsError):
+    """A case, a model directory or a configuration is not usable (exit 3)."""
+
+    exit_code = 3
+
+
+class BackendUnavailableError(BratsError):
+    """The backend, its library or its device is not here (exit 4)."""
+
+    exit_code = 4
+
+
+class ParityError(BratsError):
+    """The parity gate failed or could not decide (exit 5)."""
+
+    exit_code = 5
+
+
+class CohortError(BratsError):
+    """Some cases of a cohort failed; the others are done (exit 6)."""
+
+    exit_code = 6
+
+
+class OutputError(BratsError):
+    """An output cannot be written (exit 7)."""
+
+    exit_code = 7
+
+
+class ComputeError(BratsError):
+    """The computation failed: non-finite values, out of memory at batch 1, divergence (exit 8)."""
+
+    exit_code = 8
+
+
+EXIT_INTERRUPTED = 130

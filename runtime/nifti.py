@@ -1,0 +1,395 @@
+"""The only reader of NIfTI files, and fresh headers for the files that are written.
+
+Every gzip stream is inflated to its end, so that its CRC and length are checked, and the SHA-256 of
+the file's bytes comes from the same pass. nibabel and SimpleITK stop at the last voxel and load
+damaged files without a word.
+"""
+
+import hashlib
+import io
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from isal import igzip, isal_zlib
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.spatialimages import HeaderDataError
+
+from runtime.atomic import write_bytes
+from runtime.case import Case
+from runtime.errors import InputError
+from runtime.labels import LabelMap
+
+INTENT_NAME: Final = "brats-deploy"
+"""Carried by our label maps, so that one left without its sidecar is known as ours."""
+
+GZIP_LEVEL: Final = 1
+_GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
+_MAX_VOXELS: Final = 1 << 30
+# Two headers describe one grid when no corner of the volume moves by more than this part of a
+# voxel.
+_GRID_TOLERANCE: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a volume's voxels lie.
+
+    Attributes:
+        shape: (X, Y, Z) voxels, in file order.
+        affine: (4, 4) float64, voxel index to RAS+ mm.
+        qform, sform: (4, 4) float64 as stored, None where their code is 0.
+        qform_code, sform_code: NIfTI transform codes.
+        spacing: voxel size in mm along the file's axes.
+    """
+
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+    qform: npt.NDArray[np.float64] | None
+    sform: npt.NDArray[np.float64] | None
+    qform_code: int
+    sform_code: int
+    spacing: tuple[float, float, float]
+
+    @classmethod
+    def from_affine(cls, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> "Grid":
+        """A grid whose qform and sform (code 1, scanner) both say ``affine``."""
+        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+        return cls(
+            shape,
+            affine,
+            affine,
+            affine,
+            1,
+            1,
+            (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        )
+
+
+@dataclass(frozen=True)
+class Image:
+    """One modality as stored.
+
+    Attributes:
+        voxels: (X, Y, Z) in file order, Fortran-contiguous, the file's dtype (float32 where the
+            header scales).
+        sha256: of the file's bytes, compressed as they lie.
+        path: the file.
+    """
+
+    voxels: npt.NDArray[Any]
+    sha256: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A loaded case: raw voxels of each modality on one grid.
+
+    Attributes:
+        case: where it came from.
+        images: modality to its image, in the order of `MODALITIES`.
+        grid: the grid all of them share.
+    """
+
+    case: Case
+    images: dict[str, Image]
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class _File:
+    voxels: npt.NDArray[Any]  # (X, Y, Z) or (X, Y, Z, T), Fortran order, as stored
+    grid: Grid
+    slope: float
+    intercept: float
+    sha256: str
+
+
+def load(case: Case, workers: int = 4) -> Volume:
+    """Read and verify every modality of ``case``, in parallel.
+
+    Args:
+        case: the files to read.
+        workers: threads; inflating releases the interpreter lock.
+
+    Returns:
+        Raw voxels in file order on one common grid.
+
+    Raises:
+        InputError: a file is missing, truncated, damaged, not a 3D NIfTI (4D where the case
+            says so), has another shape or affine than the first, or holds non-finite voxels.
+    """
+    paths = list(dict.fromkeys(source.path for source in case.images.values()))
+    with ThreadPoolExecutor(max(1, min(workers, len(paths)))) as pool:
+        files = dict(zip(paths, pool.map(_read, paths), strict=True))
+    images: dict[str, Image] = {}
+    first: tuple[Path, Grid] | None = None
+    for modality, source in case.images.items():
+        file = files[source.path]
+        if first is None:
+            first = (source.path, file.grid)
+        _check_same_grid(source.path, file.grid, *first)
+        voxels = _channel(source.path, file.voxels, source.channel)
+        voxels = _scaled(voxels, file.slope, file.intercept)
+        _check_finite(source.path, voxels)
+        images[modality] = Image(voxels, file.sha256, source.path)
+    if first is None:
+        raise InputError(
+            case.case_id,
+            found="no images",
+            expected="four modalities",
+            remedy="check the case folder",
+        )
+    return Volume(case, images, first[1])
+
+
+def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
+    """Read and verify one stored label map.
+
+    Returns:
+        Values as stored, (X, Y, Z) in file order, and the grid; renumber with
+        `labels.from_convention`.
+
+    Raises:
+        InputError: as for `load`.
+    """
+    file = _read(path)
+    voxels = _scaled(_channel(path, file.voxels, None), file.slope, file.intercept)
+    _check_finite(path, voxels)
+    return voxels, file.grid
+
+
+def is_ours(path: Path) -> bool:
+    """Whether the header of ``path`` carries our mark; False for anything unreadable."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+        if head[:2] == b"\x1f\x8b":
+            head = isal_zlib.decompressobj(wbits=31).decompress(head, 348)
+    except _GZIP_ERRORS:
+        return False
+    return len(head) >= 348 and head[328:344].rstrip(b"\0") == INTENT_NAME.encode()
+
+
+def write_label_map(path: Path, labels: LabelMap, grid: Grid) -> str:
+    """Write a uint8 label map with a fresh header on ``grid``; atomic; ``.nii`` or ``.nii.gz`` by
+    name.
+
+    Args:
+        path: final name.
+        labels: uint8 (X, Y, Z) in file order, values as they shall stand on disk.
+        grid: geometry to write; nothing else of an input header is carried over.
+
+    Returns:
+        SHA-256 of the file's bytes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    return _write(path, labels, grid)
+
+
+def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], grid: Grid) -> str:
+    """Write float32 class probabilities (X, Y, Z, classes); otherwise as `write_label_map`."""
+    return _write(path, probabilities, grid)
+
+
+def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid) -> str:
+    """Write one modality (X, Y, Z), any NIfTI dtype, without our mark; otherwise as
+    `write_label_map`.
+    """
+    return _write(path, voxels, grid, mark="")
+
+
+def _write(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = INTENT_NAME) -> str:
+    header = Nifti1Header()
+    header.set_data_dtype(voxels.dtype)
+    header.set_data_shape(voxels.shape)
+    header.set_zooms(grid.spacing + (1.0,) * (voxels.ndim - 3))
+    header.set_qform(grid.qform if grid.qform is not None else grid.affine, grid.qform_code)
+    header.set_sform(grid.sform if grid.sform is not None else grid.affine, grid.sform_code)
+    header.set_xyzt_units("mm")
+    header.set_slope_inter(1.0, 0.0)
+    if mark:
+        header.set_intent("none", (), name=mark)
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    raw = header.binaryblock + b"\0\0\0\0" + voxels.tobytes(order="F")
+    data = (
+        igzip.compress(raw, compresslevel=GZIP_LEVEL, mtime=0) if path.name.endswith(".gz") else raw
+    )
+    write_bytes(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _damaged(path: Path, found: str) -> InputError:
+    return InputError(
+        path,
+        found=found,
+        expected="an undamaged NIfTI file (.nii or .nii.gz)",
+        remedy="fetch or convert the file again",
+    )
+
+
+def _read(path: Path) -> _File:
+    try:
+        stored = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            path,
+            found=error.strerror or type(error).__name__,
+            expected="a readable file",
+            remedy="check the path and its permissions",
+        ) from error
+    digest = hashlib.sha256(stored).hexdigest()
+    raw = _inflate(path, stored) if stored[:2] == b"\x1f\x8b" else stored
+    header = _parse_header(path, raw)
+    shape = tuple(int(size) for size in header.get_data_shape())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4) or min(shape) < 1 or int(np.prod(shape)) > _MAX_VOXELS:
+        raise _damaged(path, f"a volume of shape {'x'.join(map(str, shape)) or 'nothing'}")
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise _damaged(path, f"voxels of type {dtype}")
+    offset = int(header["vox_offset"]) or 352
+    needed = offset + int(np.prod(shape)) * dtype.itemsize
+    if len(raw) < needed:
+        raise _damaged(path, f"{len(raw)} bytes where the header promises {needed}")
+    voxels = np.frombuffer(raw, dtype, int(np.prod(shape)), offset).reshape(shape, order="F")
+    if not dtype.isnative:
+        voxels = voxels.astype(dtype.newbyteorder("="))
+    slope, intercept = header.get_slope_inter()
+    return _File(
+        voxels,
+        _grid(path, header, (shape[0], shape[1], shape[2])),
+        1.0 if slope is None else float(slope),
+        0.0 if intercept is None else float(intercept),
+        digest,
+    )
+
+
+def _inflate(path: Path, stored: bytes) -> bytes:
+    try:
+        return bytes(igzip.decompress(stored))
+    except _GZIP_ERRORS as error:
+        raise _damaged(path, f"a damaged or truncated gzip stream ({error})") from error
+
+
+def _parse_header(path: Path, raw: bytes) -> Nifti1Header:
+    size = int.from_bytes(raw[:4], "little")
+    swapped = int.from_bytes(raw[:4], "big")
+    if 348 in (size, swapped):
+        kind, length = Nifti1Header, 348
+    elif 540 in (size, swapped):
+        kind, length = Nifti2Header, 540
+    else:
+        raise _damaged(path, f"a file that starts with {raw[:4].hex() or 'nothing'}")
+    if len(raw) < length:
+        raise _damaged(path, f"a header of {len(raw)} bytes")
+    try:
+        header: Nifti1Header = kind.from_fileobj(
+            io.BytesIO(raw[:length] + b"\0\0\0\0"), check=False
+        )
+        return header
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise _damaged(path, f"an unreadable header ({error})") from error
+
+
+def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid:
+    try:
+        qform, qform_code = header.get_qform(coded=True)
+        sform, sform_code = header.get_sform(coded=True)
+        affine = np.asarray(header.get_best_affine(), np.float64)
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise _damaged(path, f"an unreadable orientation ({error})") from error
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise _damaged(path, "an affine that is singular or not finite")
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return Grid(
+        shape,
+        affine,
+        qform,
+        sform,
+        int(qform_code),
+        int(sform_code),
+        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+    )
+
+
+def _check_same_grid(path: Path, grid: Grid, first_path: Path, first: Grid) -> None:
+    if grid.shape != first.shape:
+        raise InputError(
+            path,
+            found=f"shape {'x'.join(map(str, grid.shape))}",
+            expected=f"{'x'.join(map(str, first.shape))} as in {first_path.name}",
+            remedy="resample all modalities to one grid",
+        )
+    moved = corner_distance(grid, first)
+    if moved > _GRID_TOLERANCE * min(first.spacing):
+        raise InputError(
+            path,
+            found=f"an affine that moves a corner of the volume by {moved:.3g} mm",
+            expected=f"the affine of {first_path.name}",
+            remedy="co-register and resample all modalities to one grid",
+        )
+
+
+def corner_distance(one: Grid, other: Grid) -> float:
+    """The largest distance in mm between the same corner of two grids of equal shape."""
+    corners = np.array(
+        [
+            [i, j, k, 1.0]
+            for i in (0, one.shape[0] - 1)
+            for j in (0, one.shape[1] - 1)
+            for k in (0, one.shape[2] - 1)
+        ]
+    )
+    moved = corners @ (one.affine - other.affine).T
+    return float(np.sqrt((moved[:, :3] ** 2).sum(axis=1)).max())
+
+
+def _channel(path: Path, voxels: npt.NDArray[Any], channel: int | None) -> npt.NDArray[Any]:
+    if voxels.ndim == 3:
+        if channel is None:
+            return voxels
+        raise _damaged(path, "a 3D volume where a 4D one was declared")
+    if channel is None:
+        raise InputError(
+            path,
+            found=f"a 4D volume of {voxels.shape[3]} frames",
+            expected="one 3D volume per modality",
+            remedy="give the 4D file itself with --channels, or split it",
+        )
+    if channel >= voxels.shape[3]:
+        raise InputError(
+            path,
+            found=f"{voxels.shape[3]} channels",
+            expected=f"channel {channel}",
+            remedy="correct dataset.json or --channels",
+        )
+    return voxels[..., channel]
+
+
+def _scaled(voxels: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
+    if slope == 1.0 and intercept == 0.0:
+        return voxels
+    return (voxels * np.float64(slope) + np.float64(intercept)).astype(np.float32, order="K")
+
+
+def _check_finite(path: Path, voxels: npt.NDArray[Any]) -> None:
+    if voxels.dtype.kind == "f" and not np.isfinite(voxels.sum(dtype=np.float64)):
+        bad = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
+        if bad:
+            raise InputError(
+                path,
+                found=f"{bad} voxels that are NaN or infinite",
+                expected="finite intensities",
+                remedy="repair the image; the toolkit does not guess what they were",
+            )

@@ -1,0 +1,208 @@
+"""Put a prediction on disk: label map, probabilities, and last the sidecar, which is the commit
+record.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from runtime import __version__
+from runtime.atomic import write_json
+from runtime.case import Case
+from runtime.errors import UsageError
+from runtime.labels import Convention, to_convention
+from runtime.model_dir import sha256_of
+from runtime.nifti import is_ours, write_label_map, write_probabilities
+from runtime.report import volumes_ml
+from runtime.segmenter import Prediction
+
+SIDECAR_SCHEMA: Final = 1
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where and how predictions are written.
+
+    Attributes:
+        directory: the output folder.
+        submission: name label maps <case>.nii.gz, as challenge servers want them, not
+            <case>_seg.nii.gz.
+        convention: numbering of the labels; None follows the input's naming.
+        overwrite: replace files that are ours.
+        resume: leave out cases whose sidecar matches input, model and output.
+    """
+
+    directory: Path
+    submission: bool = False
+    convention: Convention | None = None
+    overwrite: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """The files of one case, decided and checked before any work is spent on them."""
+
+    labels: Path
+    probabilities: Path
+    sidecar: Path
+    convention: Convention
+    warnings: tuple[str, ...]
+
+
+def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
+    """Decide where a case's prediction goes.
+
+    Raises:
+        UsageError: the place is the case's own folder, holds a file that is not ours, or holds
+            ours and neither ``overwrite`` nor ``resume`` is set.
+    """
+    folders = {source.path.parent.resolve() for source in case.images.values()}
+    if case.labels is not None:
+        folders.add(case.labels.parent.resolve())
+    if options.directory.resolve() in folders:
+        raise UsageError(
+            options.directory,
+            found="the folder of the case itself",
+            expected="an output folder of its own, as the truth may have the same name",
+            remedy="choose another one with -o",
+        )
+    name = f"{case.case_id}.nii.gz" if options.submission else f"{case.case_id}_seg.nii.gz"
+    warnings: tuple[str, ...] = ()
+    convention = options.convention or case.convention
+    if convention is None:
+        convention = Convention.BRATS2023
+        warnings = ("the case does not say how its labels are numbered; written as brats2023",)
+    plan = OutputPlan(
+        labels=options.directory / name,
+        probabilities=options.directory / f"{case.case_id}_prob.nii.gz",
+        sidecar=options.directory / f"{case.case_id}.json",
+        convention=convention,
+        warnings=warnings,
+    )
+    for path in (plan.labels, plan.probabilities, plan.sidecar):
+        if not path.exists():
+            continue
+        ours = _is_sidecar(path) if path == plan.sidecar else is_ours(path)
+        if not ours:
+            raise UsageError(
+                path,
+                found="a file that this toolkit did not write",
+                expected="a free name",
+                remedy="choose another folder with -o or move the file away",
+            )
+        if not options.overwrite and not options.resume:
+            raise UsageError(
+                path,
+                found="an earlier prediction",
+                expected="a free name",
+                remedy="use --overwrite to replace it, --resume to keep it, or another -o",
+            )
+    return plan
+
+
+def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[str, Any]) -> bool:
+    """Whether the sidecar says that this very input, model and settings made the label map that
+    lies there.
+    """
+    try:
+        sidecar = json.loads(plan.sidecar.read_bytes())
+        return bool(
+            sidecar["schema"] == SIDECAR_SCHEMA
+            and sidecar["model"]["sha256"] == model_sha256
+            and sidecar["convention"] == plan.convention
+            and sidecar["settings"] == json.loads(json.dumps(settings))
+            and sidecar["output"]["file"] == plan.labels.name
+            and sidecar["output"]["sha256"] == sha256_of(plan.labels.read_bytes())
+            and sidecar["inputs"]
+            == {
+                modality: {"sha256": sha256_of(source.path.read_bytes())}
+                for modality, source in case.images.items()
+            }
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def save(
+    prediction: Prediction,
+    plan: OutputPlan,
+    settings: dict[str, Any] | None = None,
+    load_seconds: float | None = None,
+) -> dict[str, Any]:
+    """Write label map, probabilities if there are any, then the sidecar.
+
+    Args:
+        prediction: what was segmented.
+        plan: from `plan_output`.
+        settings: the options that shape the result, for `is_complete`.
+        load_seconds: time spent reading the case.
+
+    Returns:
+        The sidecar's content.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    grid = prediction.volume.grid
+    started = datetime.now(UTC)
+    # An old sidecar would vouch for a new label map until it is replaced; so it goes first.
+    plan.sidecar.unlink(missing_ok=True)
+    digest = write_label_map(plan.labels, to_convention(prediction.labels, plan.convention), grid)
+    if prediction.probabilities is not None:
+        write_probabilities(plan.probabilities, prediction.probabilities, grid)
+    save_seconds = (datetime.now(UTC) - started).total_seconds()
+    info = prediction.backend
+    windows = prediction.plan
+    timings = {} if load_seconds is None else {"load": load_seconds}
+    timings |= asdict(prediction.timings) | {"save": save_seconds}
+    sidecar = {
+        "schema": SIDECAR_SCHEMA,
+        "case_id": prediction.volume.case.case_id,
+        "inputs": {
+            modality: {"sha256": image.sha256}
+            for modality, image in prediction.volume.images.items()
+        },
+        "output": {"file": plan.labels.name, "sha256": digest},
+        "model": {
+            "name": prediction.card.name,
+            "sha256": info.sha256,
+            "certificate": info.certificate,
+        },
+        "backend": {
+            "name": info.name,
+            "device": info.device,
+            "precision": info.precision,
+            "fell_back_from": info.fell_back_from,
+        },
+        "convention": str(plan.convention),
+        "windows": {
+            "patch": list(windows.patch),
+            "overlap": [
+                round(1 - step / size, 6)
+                for step, size in zip(windows.stride, windows.patch, strict=True)
+            ],
+            "placement": windows.placement,
+            "count": len(windows),
+        },
+        "settings": settings or {},
+        "volumes_ml": volumes_ml(prediction.labels, grid.spacing),
+        "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
+        "warnings": [*prediction.warnings, *plan.warnings],
+        "run": {
+            "version": __version__,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    }
+    write_json(plan.sidecar, sidecar)
+    return sidecar
+
+
+def _is_sidecar(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and {"schema", "case_id", "output", "backend"} <= set(value)

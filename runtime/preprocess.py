@@ -1,0 +1,237 @@
+"""From raw voxels to the network's input and back: orient, brain box, normalise; and the exact
+inverse.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+from runtime.errors import InputError
+from runtime.model_card import ModelCard, Shape3
+from runtime.nifti import Volume
+from runtime.ops import Array, ArrayOps, Box
+
+SPACING_TOLERANCE: Final = 0.05
+"""Relative deviation from the card's spacing that is still taken as the same."""
+
+
+@dataclass(frozen=True)
+class BoxPlacement:
+    """Where the box that the network sees lies in the file's grid.
+
+    Attributes:
+        file_shape: (X, Y, Z) of the file.
+        flips: per file axis, whether it runs against the model's.
+        axes: file axis that becomes the model's first, second, third.
+        box: slices in the model's orientation.
+        padding: background voxels appended at the high end of each axis, where the volume
+            itself is too small.
+    """
+
+    file_shape: Shape3
+    flips: tuple[bool, bool, bool]
+    axes: tuple[int, int, int]
+    box: Box
+    padding: Shape3
+
+    @property
+    def shape(self) -> Shape3:
+        """(X, Y, Z) of the box with its padding."""
+        x, y, z = (
+            part.stop - part.start + extra
+            for part, extra in zip(self.box, self.padding, strict=True)
+        )
+        return (x, y, z)
+
+    def oriented(self, array: Array) -> Array:
+        """A view of an (X, Y, Z, ...) array in file order, in the model's orientation."""
+        view = array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
+        return view.transpose(*self.axes, *range(3, array.ndim))
+
+    def boxed(self, array: Array) -> Array:
+        """A view of the box, without its padding, of an (X, Y, Z, ...) array in file order."""
+        return self.oriented(array)[self.box]
+
+    def inner(self, array: Array) -> Array:
+        """A view of the part of an (..., x, y, z) box array that lies in the volume: its padding
+        cut off.
+        """
+        x, y, z = (part.stop - part.start for part in self.box)
+        return array[..., :x, :y, :z]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A case as the network sees it.
+
+    Attributes:
+        voxels: float32 (C, x, y, z), C-contiguous array of the ops' device: the brain box in
+            the model's orientation, modalities in the card's order, normalised, no smaller than the
+            patch.
+        placement: where the box lies.
+        warnings: what a person should know about this input.
+    """
+
+    voxels: Array
+    placement: BoxPlacement
+    warnings: tuple[str, ...]
+
+    def to_box(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Bring an (X, Y, Z) host array in file order, such as a label map, to the box; padding is
+        0.
+        """
+        out = np.zeros(self.placement.shape, array.dtype)
+        self.placement.inner(out)[...] = self.placement.boxed(array)
+        return out
+
+    def restore(self, box: Array, ops: ArrayOps) -> npt.NDArray[Any]:
+        """Paste an (x, y, z) box into the file's grid; outside is 0.
+
+        Returns:
+            (X, Y, Z) on the host in file order, Fortran-contiguous, same dtype.
+        """
+        full = ops.zeros(self.placement.file_shape, box.dtype.type, fortran=True)
+        self.placement.boxed(full)[...] = self.placement.inner(box)
+        return ops.download(full)
+
+
+def prepare(
+    volume: Volume, card: ModelCard, ops: ArrayOps, patch: Shape3, force_spacing: bool = False
+) -> Prepared:
+    """Orient, crop to the brain box and normalise.
+
+    The box is the bounding box of voxels that are non-zero in any modality, extended to ``patch``
+    where it is smaller: evenly on both sides into the volume (the odd voxel at the high end,
+    shifted where the volume ends), then with background at the high end. "zscore-brain" uses mean
+    and population standard deviation of each modality's own non-zero voxels and leaves background
+    at 0; "zscore-volume" those of the whole array.
+
+    Args:
+        volume: raw voxels in file order.
+        card: names the modalities, their order, orientation, spacing and normalisation.
+        ops: the device.
+        patch: (X, Y, Z) that the box must at least have.
+        force_spacing: run on a spacing that is not the card's, with a warning.
+
+    Raises:
+        InputError: a modality is missing or constant, the brain is empty, or the spacing
+            differs by more than 5%.
+    """
+    warnings: list[str] = []
+    flips, axes = _orientation(volume, card)
+    warnings += _check_spacing(volume, card, axes, force_spacing)
+    present = [name for name in card.modalities if name in volume.images]
+    for name in card.modalities:
+        if name not in volume.images:
+            if name not in card.tolerates_missing:
+                raise _missing(volume, name)
+            warnings.append(f"modality {name} is missing; the model was trained to do without it")
+    raw = {name: ops.upload(volume.images[name].voxels) for name in present}
+    whole = BoxPlacement(
+        volume.grid.shape, flips, axes, (slice(None), slice(None), slice(None)), (0, 0, 0)
+    )
+    extent = ops.extent([whole.oriented(voxels) for voxels in raw.values()])
+    if extent is None:
+        raise InputError(
+            next(iter(volume.images.values())).path,
+            found="an empty brain: every voxel of every modality is 0",
+            expected="skull-stripped images with background 0",
+            remedy="check the preprocessing of this case",
+        )
+    placement = _extended(whole, extent, patch)
+    voxels = ops.zeros((len(card.modalities), *placement.shape), np.float32)
+    brain_only = card.normalisation == "zscore-brain"
+    for channel, name in enumerate(card.modalities):
+        if name not in raw:
+            continue
+        view = placement.boxed(raw[name])
+        # All non-zero voxels lie in the box, so that the whole array need be read only for
+        # zscore-volume.
+        statistics = ops.statistics(view if brain_only else whole.oriented(raw[name]), brain_only)
+        if not statistics.std > 0:
+            raise InputError(
+                volume.images[name].path,
+                found="a constant image" if statistics.count else "an image of zeros",
+                expected="intensities that vary over the brain",
+                remedy="check the preprocessing of this case",
+            )
+        target = voxels[channel]
+        if not brain_only:
+            target[...] = -statistics.mean / statistics.std
+        ops.normalise(view, statistics, brain_only, placement.inner(target))
+    return Prepared(voxels, placement, tuple(warnings))
+
+
+def _orientation(
+    volume: Volume, card: ModelCard
+) -> tuple[tuple[bool, bool, bool], tuple[int, int, int]]:
+    """Flips per file axis, and the file axis for each of the model's axes."""
+    path = next(iter(volume.images.values())).path
+    found = io_orientation(volume.grid.affine)
+    if np.isnan(found).any():
+        raise InputError(
+            path,
+            found="an affine that gives two voxel axes the same direction",
+            expected="one voxel axis along each of left-right, back-front, foot-head",
+            remedy="repair the header or resample the case",
+        )
+    # Rows are file axes: (the model axis it becomes, 1 or -1).
+    transform = ornt_transform(found, axcodes2ornt(tuple(card.orientation)))
+    flips = tuple(bool(sign < 0) for sign in transform[:, 1])
+    axes = tuple(int(axis) for axis in np.argsort(transform[:, 0]))
+    return (flips[0], flips[1], flips[2]), (axes[0], axes[1], axes[2])
+
+
+def _check_spacing(
+    volume: Volume, card: ModelCard, axes: tuple[int, int, int], force: bool
+) -> list[str]:
+    found = [volume.grid.spacing[axis] for axis in axes]
+    if all(
+        abs(size - wanted) <= SPACING_TOLERANCE * wanted
+        for size, wanted in zip(found, card.spacing_mm, strict=True)
+    ):
+        return []
+    shown = "x".join(f"{size:.3g}" for size in found)
+    wanted = "x".join(f"{size:.3g}" for size in card.spacing_mm)
+    if force:
+        return [f"spacing {shown} mm is not the model's {wanted} mm; run all the same"]
+    raise InputError(
+        next(iter(volume.images.values())).path,
+        found=f"voxels of {shown} mm",
+        expected=f"{wanted} mm, as the model was trained on",
+        remedy="resample the case (BraTS preprocessing), or force it with --force-spacing",
+    )
+
+
+def _extended(whole: BoxPlacement, extent: Box, patch: Shape3) -> BoxPlacement:
+    slices, padding = [], []
+    for axis, (part, size) in enumerate(zip(extent, patch, strict=True)):
+        length = whole.file_shape[whole.axes[axis]]
+        short = max(0, size - (part.stop - part.start))
+        low = part.start - short // 2
+        high = part.stop + short - short // 2
+        if low < 0:
+            low, high = 0, high - low
+        if high > length:
+            low, high = max(0, low - (high - length)), length
+        slices.append(slice(low, high))
+        padding.append(max(0, size - (high - low)))
+    return BoxPlacement(
+        whole.file_shape,
+        whole.flips,
+        whole.axes,
+        (slices[0], slices[1], slices[2]),
+        (padding[0], padding[1], padding[2]),
+    )
+
+
+def _missing(volume: Volume, name: str) -> InputError:
+    return InputError(
+        volume.case.folder,
+        found=f"no {name} image (only {', '.join(volume.images)})",
+        expected="all modalities of the model",
+        remedy=f"add the {name} file; aliases such as t1n, t1c, t2w, t2f are known",
+    )

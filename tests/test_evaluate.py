@@ -1,0 +1,257 @@
+"""Evaluation of files: what is matched with what, and what is refused."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from runtime.errors import InputError, UsageError
+from runtime.evaluate import Evaluation, evaluate, render_table, write_csv, write_json
+from runtime.labels import Convention, Label, LabelMap, to_convention
+from runtime.metrics import METRICS, PROFILES, SCORED
+from runtime.nifti import Grid, write_image, write_label_map
+
+BRATS = PROFILES["brats2020"]
+SHAPE = (12, 10, 8)
+AFFINE = np.array([[-2.0, 0, 0, 5], [0, -1, 0, 9], [0, 0, 1, 0], [0, 0, 0, 1]])
+GRID = Grid.from_affine(SHAPE, AFFINE)
+
+
+def labels(enhancing: int = 3, shape: tuple[int, int, int] = SHAPE) -> LabelMap:
+    """Slabs along x: 1 of NCR, 2 of ED, ``enhancing`` of ET, each 24 voxels a plane."""
+    made = np.zeros(shape, np.uint8)
+    made[1, 2:6, 1:7] = Label.NCR
+    made[2:4, 2:6, 1:7] = Label.ED
+    made[4 : 4 + enhancing, 2:6, 1:7] = Label.ET
+    return made
+
+
+def add_truth(
+    root: Path,
+    case_id: str,
+    truth: LabelMap | None,
+    convention: Convention = Convention.BRATS2020,
+) -> Path:
+    modern = convention is Convention.BRATS2023
+    separator, names = ("-", ("t2f", "t1n")) if modern else ("_", ("flair", "t1"))
+    for name in names:
+        path = root / case_id / f"{case_id}{separator}{name}.nii.gz"
+        write_image(path, np.ones(SHAPE, np.int16), GRID)
+    path = root / case_id / f"{case_id}{separator}seg.nii.gz"
+    if truth is not None:
+        write_image(path, to_convention(truth, convention), GRID)
+    return path
+
+
+def add_prediction(
+    path: Path, made: LabelMap, convention: Convention | None, grid: Grid = GRID
+) -> Path:
+    stored = to_convention(made, convention or Convention.BRATS2020)
+    write_label_map(path, stored, grid)
+    if convention is not None:
+        case_id = path.name.removesuffix(".nii.gz").removesuffix("_seg")
+        path.with_name(f"{case_id}.json").write_text(json.dumps({"convention": convention}))
+    return path
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    for case_id in ("A", "B"):
+        add_truth(tmp_path / "truth", case_id, labels())
+    return tmp_path / "truth"
+
+
+@pytest.mark.parametrize("name", ["{}_seg.nii.gz", "{}.nii.gz"])
+def test_folders_are_matched_by_case_id(tmp_path: Path, truth: Path, name: str) -> None:
+    add_prediction(tmp_path / "out" / name.format("B"), labels(1), None)
+    add_prediction(tmp_path / "out" / name.format("A"), labels(3), None)
+    made = evaluate(tmp_path / "out", truth, BRATS)
+    assert list(made.cases) == ["A", "B"]
+    assert made.missing == ()
+    assert made.cases["A"]["ET"].dice == 1
+    # 24 voxels predicted of 72 true ones.
+    assert made.cases["B"]["ET"].dice == pytest.approx(2 * 24 / (24 + 72))
+    assert made.cases["B"]["WT"].dice == pytest.approx(2 * 96 / (96 + 144))
+    # Voxels are 2 mm thick along x, 2 mm^3 each.
+    assert made.cases["B"]["ET"].volume_ml_truth == pytest.approx(72 * 2e-3)
+    assert made.cases["B"]["ET"].hd95 == pytest.approx(4.0)
+
+
+def test_the_sidecar_tells_the_convention(tmp_path: Path, truth: Path) -> None:
+    for case_id, convention in (("A", Convention.BRATS2023), ("B", Convention.MSD)):
+        add_prediction(tmp_path / "out" / f"{case_id}_seg.nii.gz", labels(), convention)
+    made = evaluate(tmp_path / "out", truth, BRATS)
+    assert all(made.cases[case]["NCR"].dice == 1 for case in "AB")
+    assert all(made.cases[case]["ET"].dice == 1 for case in "AB")
+
+
+def test_a_named_convention_wins_over_the_sidecar(tmp_path: Path, truth: Path) -> None:
+    path = add_prediction(tmp_path / "A.nii.gz", labels(), Convention.MSD)
+    path.with_name("A.json").write_text(json.dumps({"convention": "brats2023"}))
+    assert evaluate(path, truth, BRATS).cases["A"]["NCR"].dice == 0
+    assert evaluate(path, truth, BRATS, Convention.MSD).cases["A"]["NCR"].dice == 1
+
+
+def test_without_a_sidecar_the_convention_is_the_truths(tmp_path: Path) -> None:
+    add_truth(tmp_path / "truth", "M", labels(), Convention.BRATS2023)
+    path = tmp_path / "out" / "M.nii.gz"
+    write_label_map(path, to_convention(labels(), Convention.BRATS2023), GRID)
+    made = evaluate(tmp_path / "out", tmp_path / "truth", BRATS)
+    assert made.cases["M"]["ET"].dice == 1
+
+
+def test_a_missing_prediction_counts_as_empty_and_is_listed(tmp_path: Path, truth: Path) -> None:
+    add_truth(truth, "C", labels(0))
+    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(), None)
+    made = evaluate(tmp_path / "out", truth, BRATS)
+    assert made.missing == ("B", "C")
+    assert made.cases["B"]["WT"].dice == 0
+    assert made.cases["B"]["WT"].hd95 == 373.12866
+    assert made.cases["C"]["ET"].dice == 1  # neither has enhancing tumour
+    assert made.cases["C"]["TC"].dice == 0
+    assert made.to_json()["missing"] == ["B", "C"]
+
+
+def test_a_prediction_without_truth_is_named(tmp_path: Path, truth: Path) -> None:
+    add_truth(truth, "bare", None)
+    for case_id in ("Z", "bare"):
+        path = add_prediction(tmp_path / case_id / f"{case_id}_seg.nii.gz", labels(), None)
+        with pytest.raises(InputError, match=f"case {case_id}, which has no truth"):
+            evaluate(path.parent, truth, BRATS)
+
+
+def test_files_against_files_and_folders(tmp_path: Path, truth: Path) -> None:
+    path = add_prediction(tmp_path / "out" / "B_seg.nii.gz", labels(1), None)
+    odd = add_prediction(tmp_path / "other" / "result.nii.gz", labels(1), None)
+    true = truth / "B" / "B_seg.nii.gz"
+    expected = pytest.approx(0.5)
+    for one, other in ((path, true), (odd, true), (path, truth), (path.parent, true)):
+        made = evaluate(one, other, BRATS)
+        assert list(made.cases) == ["B"]
+        assert made.cases["B"]["ET"].dice == expected
+
+
+def test_truth_outside_a_case_folder(tmp_path: Path) -> None:
+    one = add_prediction(tmp_path / "p" / "X.nii.gz", labels(), Convention.BRATS2023)
+    lone = add_prediction(tmp_path / "t" / "X_seg.nii.gz", labels(), None)
+    assert evaluate(one, lone, BRATS).cases["X"]["ET"].dice == 1
+    unnamed = add_prediction(tmp_path / "u" / "X.nii.gz", labels(), None)
+    with pytest.raises(UsageError, match="convention"):
+        evaluate(one, unnamed, BRATS)
+    made = evaluate(one, unnamed, BRATS, truth_convention=Convention.BRATS2020)
+    assert made.cases["X"]["ET"].dice == 1
+
+
+def test_a_folder_may_hold_probabilities_and_hidden_files(tmp_path: Path, truth: Path) -> None:
+    path = add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(), None)
+    path.with_name("A_prob.nii.gz").write_bytes(b"")
+    path.with_name(".A_seg.nii.gz.1a2b.tmp").write_bytes(b"")
+    path.with_name(".B_seg.nii.gz").write_bytes(b"")
+    assert evaluate(tmp_path / "out", truth, BRATS).missing == ("B",)
+
+
+def test_two_predictions_of_a_case_are_refused(tmp_path: Path, truth: Path) -> None:
+    for name in ("A_seg.nii.gz", "A.nii.gz"):
+        add_prediction(tmp_path / "out" / name, labels(), None)
+    with pytest.raises(InputError, match="second prediction of case A"):
+        evaluate(tmp_path / "out", truth, BRATS)
+
+
+def test_another_shape_is_refused(tmp_path: Path, truth: Path) -> None:
+    shape = (12, 10, 9)
+    path = add_prediction(
+        tmp_path / "A.nii.gz", labels(shape=shape), None, Grid.from_affine(shape, AFFINE)
+    )
+    with pytest.raises(InputError, match=r"12x10x9.*12x10x8"):
+        evaluate(path, truth, BRATS)
+
+
+@pytest.mark.parametrize(("shift", "accepted"), [(0.04, True), (0.06, False)])
+def test_another_affine_is_refused(
+    tmp_path: Path, truth: Path, shift: float, accepted: bool
+) -> None:
+    moved = AFFINE.copy()
+    moved[1, 3] += shift  # the smallest voxel side is 1 mm
+    path = add_prediction(tmp_path / "A.nii.gz", labels(), None, Grid.from_affine(SHAPE, moved))
+    if accepted:
+        assert evaluate(path, truth, BRATS).cases["A"]["WT"].dice == 1
+    else:
+        with pytest.raises(InputError, match="affine"):
+            evaluate(path, truth, BRATS)
+
+
+def test_an_identity_affine_is_refused(tmp_path: Path, truth: Path) -> None:
+    path = add_prediction(tmp_path / "A.nii.gz", labels(), None, Grid.from_affine(SHAPE, np.eye(4)))
+    with pytest.raises(InputError, match="affine"):
+        evaluate(path, truth, BRATS)
+
+
+def test_labels_outside_the_convention_are_refused(tmp_path: Path, truth: Path) -> None:
+    path = tmp_path / "A.nii.gz"
+    write_label_map(path, labels(), GRID)  # ET left at 3
+    with pytest.raises(InputError, match="label values"):
+        evaluate(path, truth, BRATS)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"convention": "brats1999"}'])
+def test_a_broken_sidecar_is_named(tmp_path: Path, truth: Path, text: str) -> None:
+    path = add_prediction(tmp_path / "A.nii.gz", labels(), None)
+    path.with_name("A.json").write_text(text)
+    with pytest.raises(InputError, match=r"A\.json"):
+        evaluate(path, truth, BRATS)
+
+
+def test_nothing_to_score_is_said(tmp_path: Path, truth: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no label map"):
+        evaluate(tmp_path / "empty", truth, BRATS)
+    with pytest.raises(InputError, match="nothing"):
+        evaluate(tmp_path / "absent", truth, BRATS)
+    add_truth(tmp_path / "bare", "A", None)
+    path = add_prediction(tmp_path / "A.nii.gz", labels(), None)
+    with pytest.raises(InputError, match="no label map in any"):
+        evaluate(path, tmp_path / "bare", BRATS)
+
+
+def test_every_case_is_announced(tmp_path: Path, truth: Path) -> None:
+    add_prediction(tmp_path / "out" / "A.nii.gz", labels(), None)
+    seen: list[tuple[str, int]] = []
+    evaluate(tmp_path / "out", truth, BRATS, on_case=lambda *what: seen.append(what))
+    assert seen == [("A", 2), ("B", 2)]
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path, truth: Path) -> Evaluation:
+    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(1), None)
+    return evaluate(tmp_path / "out", truth, BRATS)
+
+
+def test_json_and_csv_hold_the_same_figures(tmp_path: Path, evaluation: Evaluation) -> None:
+    write_json(tmp_path / "e.json", evaluation)
+    write_csv(tmp_path / "e.csv", evaluation)
+    stored = json.loads((tmp_path / "e.json").read_text())
+    assert list(stored) == ["profile", "cases", "summary", "missing"]
+    assert stored["summary"]["ET"]["dice"]["mean"] == pytest.approx(0.25)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))
+    assert len(rows) == 2 * len(SCORED)
+    for row in rows:
+        assert row["predicted"] == ("yes" if row["case"] == "A" else "no")
+        for metric in METRICS:
+            expected = stored["cases"][row["case"]][row["region"]][metric]
+            assert float(row[metric]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_table_shows_cases_and_summary(evaluation: Evaluation) -> None:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(render_table(evaluation))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
+    assert "0.5000" in lines["A"]
+    assert "373.13" in lines["B (no prediction)"]
+    assert "0.2500" in lines["mean"]
+    assert {"median", "std"} <= set(lines)
