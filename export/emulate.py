@@ -28,8 +28,8 @@ class EmulatedGraph:
     """An ONNX graph of the operators that our exports hold.
 
     Attributes:
-        peaks: largest finite or infinite |value| seen so far of each tensor that the graph
-            types as fp16.
+        peaks: largest |value| seen so far of each tensor that the graph types as fp16; infinite
+            where there was a NaN.
     """
 
     def __init__(self, model: onnx.ModelProto, arithmetic: torch.dtype = torch.float32) -> None:
@@ -84,6 +84,8 @@ class EmulatedGraph:
             if name in self._half:
                 result = result.to(torch.float16).to(self._arithmetic)
                 peak = float(result.abs().max())
+                # A NaN compares as nothing, and would be lost in a maximum.
+                peak = peak if peak == peak else float("inf")
                 self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
             tensors[name] = result
             for used in node.input:

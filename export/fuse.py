@@ -44,7 +44,7 @@ class FusionReport:
 def fuse(model: onnx.ModelProto) -> FusionReport:
     """Rewrite ``model`` in place; the function it computes stays the same up to rounding.
 
-    Weights are folded and composed in float64 and stored as float32.
+    Weights are folded and composed in float64 and stored in the type that the graph computes in.
     """
     graph = _Graph(model)
     folded = _fold_batch_norms(graph)
@@ -70,6 +70,8 @@ class _Graph:
             else:
                 self.nodes.append(node)
         self._outputs = {item.name for item in model.graph.output}
+        computed_in = model.graph.input[0].type.tensor_type.elem_type
+        self._dtype = helper.tensor_dtype_to_np_dtype(computed_in)
 
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         return next((node for node in self.nodes if tensor in node.output), None)
@@ -92,7 +94,7 @@ class _Graph:
     def store(self, name: str, value: Float64) -> str:
         while name in self.constants:
             name += "_"
-        self.constants[name] = value.astype(np.float32)
+        self.constants[name] = value.astype(self._dtype)
         return name
 
     def replace(self, old: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
@@ -201,6 +203,7 @@ def _why_not(graph: _Graph, concat: onnx.NodeProto, up: onnx.NodeProto) -> str:
         or list(attributes.get("strides", [])) != [2] * _AXES
         or any(attributes.get("pads", []))
         or any(attributes.get("output_padding", []))
+        or any(step != 1 for step in attributes.get("dilations", []))
         or attributes.get("group", 1) != 1
     ):
         return "it is not a plain kernel 2, stride 2 up-convolution"

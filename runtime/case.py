@@ -1,24 +1,23 @@
 """Find the files of a case by name, in every naming dialect of BraTS, never by order."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from runtime.errors import InputError, UsageError
+from runtime.dataset_json import (
+    ALIASES,
+    channel_names,
+    convention_of,
+    read_dataset_json,
+    resolve_channels,
+)
+from runtime.errors import InputError
 from runtime.labels import MODALITIES, Convention
 
-_ALIASES: Final[Mapping[str, str]] = {
-    **{name: name for name in MODALITIES},
-    **dict.fromkeys(("t2f", "fla", "fl"), "flair"),
-    **dict.fromkeys(("t1n", "t1w"), "t1"),
-    **dict.fromkeys(("t1c", "t1gd"), "t1ce"),
-    "t2w": "t2",
-}
 _LABEL_TOKENS: Final = frozenset({"seg", "segm", "label", "labels"})
 _NAMES_OF_2023: Final = frozenset({"t2f", "t1n", "t1c", "t2w"})
 _SUFFIXES: Final = (".nii.gz", ".nii")
@@ -140,7 +139,7 @@ class _Named:
 
 def _cases_in(root: Path, channels: Sequence[str] | None, *, recursive: bool) -> list[Case]:
     if channels is not None:
-        channels = _resolve_channels("--channels", channels)
+        channels = resolve_channels("--channels", channels)
     if not root.exists():
         raise InputError(root, found="nothing", expected="a case", remedy="check the path")
     if root.is_file():
@@ -186,7 +185,7 @@ def _group(folder: Path, paths: Iterable[Path], channels: Sequence[str] | None) 
     four_d: list[Path] = []
     for path in paths:
         named = _take_apart(path)
-        if named.token in _ALIASES or _is_channel(named):
+        if named.token in ALIASES or _is_channel(named):
             images[named.prefix].append(named)
         elif named.token in _LABEL_TOKENS:
             labels.append(named)
@@ -213,7 +212,7 @@ def _named_case(folder: Path, prefix: str, files: list[_Named], labels: list[_Na
     case_id = prefix or folder.resolve().name
     sources: dict[str, Source] = {}
     for file in files:
-        modality = _ALIASES.get(file.token)
+        modality = ALIASES.get(file.token)
         if modality is None:
             continue
         if modality in sources:
@@ -249,8 +248,8 @@ def _named_case(folder: Path, prefix: str, files: list[_Named], labels: list[_Na
 def _nnunet_case(
     folder: Path, prefix: str, files: list[_Named], channels: Sequence[str] | None
 ) -> Case:
-    description = _dataset_json(folder)
-    names = channels or _channel_names(description, folder, prefix)
+    description = read_dataset_json(folder)
+    names = channels or channel_names(description, folder, prefix)
     sources: dict[str, Source] = {}
     for file in files:
         index = int(file.token)
@@ -275,20 +274,20 @@ def _nnunet_case(
         images={name: sources[name] for name in MODALITIES if name in sources},
         labels=_label_beside(folder, prefix),
         dialect=Dialect.NNUNET,
-        convention=_convention_of(description),
+        convention=convention_of(description),
     )
 
 
 def _four_d_case(path: Path, channels: Sequence[str] | None) -> Case:
     case_id = _stem(path)
-    description = _dataset_json(path.parent)
-    names = channels or _channel_names(description, path, case_id)
+    description = read_dataset_json(path.parent)
+    names = channels or channel_names(description, path, case_id)
     return Case(
         case_id=case_id,
         images={name: Source(path, names.index(name)) for name in MODALITIES if name in names},
         labels=_label_beside(path.parent, case_id),
         dialect=Dialect.MSD,
-        convention=_convention_of(description),
+        convention=convention_of(description),
     )
 
 
@@ -298,93 +297,4 @@ def _label_beside(folder: Path, case_id: str) -> Path | None:
         path = sibling / f"{case_id}{suffix}"
         if sibling != folder and path.is_file():
             return path
-    return None
-
-
-def _dataset_json(folder: Path) -> Mapping[str, Any]:
-    """The dataset.json in ``folder`` or beside it; empty if there is none."""
-    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
-        if path.is_file():
-            try:
-                value = json.loads(path.read_text())
-            except ValueError as error:
-                raise InputError(
-                    path,
-                    found=f"invalid JSON ({error})",
-                    expected="a dataset.json",
-                    remedy="mend it",
-                ) from error
-            if isinstance(value, dict):
-                return value
-    return {}
-
-
-def _channel_names(description: Mapping[str, Any], where: Path, case_id: str) -> list[str]:
-    table = description.get("channel_names") or description.get("modality")
-    if not isinstance(table, dict):
-        raise UsageError(
-            where,
-            found=f"numbered channels ({case_id}) and no dataset.json that names them",
-            expected="a modality for each channel",
-            remedy="name them in order, for example --channels flair,t1,t1ce,t2",
-        )
-    ordered = [str(table[key]) for key in sorted(table, key=int)]
-    return _resolve_channels(where, ordered)
-
-
-def _resolve_channels(where: str | Path, names: Sequence[str]) -> list[str]:
-    resolved = [_ALIASES.get(re.sub(r"[^a-z0-9]", "", name.lower()), "") for name in names]
-    if "" in resolved or len(set(resolved)) != len(resolved):
-        raise UsageError(
-            where,
-            found=f"channels {', '.join(names)}",
-            expected=f"each a different one of {', '.join(MODALITIES)} or their aliases",
-            remedy="name them in order, for example --channels flair,t1,t1ce,t2",
-        )
-    return resolved
-
-
-def _convention_of(description: Mapping[str, Any]) -> Convention | None:
-    """What the label names of a dataset.json say, in MSD's form (value: name) or nnU-Net's (name:
-    value).
-    """
-    table = description.get("labels")
-    if not isinstance(table, dict):
-        return None
-    names: dict[int, str] = {}
-    for key, value in table.items():
-        number, name = (key, value) if str(key).isdigit() else (value, key)
-        if isinstance(number, int) or str(number).isdigit():
-            names[int(number)] = str(name).lower()
-        elif isinstance(number, list):
-            # Region-based training: the region added last owns the first number that no other has.
-            continue
-    if not names or set(names) == {0}:
-        return _convention_of_regions(table)
-    edema = [
-        number for number, name in names.items() if "edema" in name or name in ("ed", "oedema")
-    ]
-    top = max(names)
-    if edema == [1]:
-        return Convention.MSD
-    if edema == [2]:
-        return Convention.BRATS2020 if top == 4 else Convention.BRATS2023
-    return None
-
-
-def _convention_of_regions(table: Mapping[str, Any]) -> Convention | None:
-    """nnU-Net's region form: {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor":
-    [3]}.
-    """
-    sets = sorted((set(value) for value in table.values() if isinstance(value, list)), key=len)
-    if len(sets) != 3:
-        return None
-    enhancing, core, whole = sets
-    edema = whole - core
-    if enhancing == {3} and edema == {1}:
-        return Convention.MSD
-    if enhancing == {3} and edema == {2}:
-        return Convention.BRATS2023
-    if enhancing == {4} and edema == {2}:
-        return Convention.BRATS2020
     return None

@@ -18,9 +18,10 @@ from runtime.atomic import write_json as write_json_file
 from runtime.atomic import write_text
 from runtime.case import Case, find_cases
 from runtime.errors import InputError, UsageError
-from runtime.labels import REGIONS, Convention, LabelMap, from_convention
+from runtime.grid import Grid, corner_distance
+from runtime.labels import REGIONS, Convention
 from runtime.metrics import METRICS, SCORED, Profile, Scores, score_case, summarise, to_json
-from runtime.nifti import Grid, corner_distance, load_label_map
+from runtime.truth import read_labels
 
 _SUFFIXES: Final = (".nii.gz", ".nii")
 _LABEL_ENDINGS: Final = ("_seg", "-seg")
@@ -117,11 +118,11 @@ def evaluate(
                 expected=f"one of {', '.join(Convention)}",
                 remedy="name the truth's convention",
             )
-        truth_labels, grid = _read(one.path, convention)
+        truth_labels, grid = read_labels(one.path, convention, implied=truth_convention is None)
         if case_id in predictions:
             path = predictions[case_id]
             own = prediction_convention or _sidecar_convention(path, case_id) or convention
-            labels, own_grid = _read(path, own)
+            labels, own_grid = read_labels(path, own, implied=prediction_convention is None)
             _check_grid(path, own_grid, one.path, grid)
         else:
             labels = np.zeros_like(truth_labels)
@@ -264,11 +265,6 @@ def _sidecar_convention(path: Path, case_id: str) -> Convention | None:
             expected=f"one of {', '.join(Convention)}",
             remedy="mend or remove the sidecar, or name the predictions' convention",
         ) from error
-
-
-def _read(path: Path, convention: Convention) -> tuple[LabelMap, Grid]:
-    stored, grid = load_label_map(path)
-    return from_convention(stored, convention, path), grid
 
 
 def _check_grid(path: Path, grid: Grid, truth_path: Path, truth: Grid) -> None:

@@ -23,6 +23,7 @@ from nibabel.spatialimages import HeaderDataError
 from runtime.atomic import write_bytes
 from runtime.case import Case
 from runtime.errors import InputError
+from runtime.grid import Grid, corner_distance
 from runtime.labels import LabelMap
 
 INTENT_NAME: Final = "brats-deploy"
@@ -34,41 +35,6 @@ _MAX_VOXELS: Final = 1 << 30
 # Two headers describe one grid when no corner of the volume moves by more than this part of a
 # voxel.
 _GRID_TOLERANCE: Final = 0.05
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where a volume's voxels lie.
-
-    Attributes:
-        shape: (X, Y, Z) voxels, in file order.
-        affine: (4, 4) float64, voxel index to RAS+ mm.
-        qform, sform: (4, 4) float64 as stored, None where their code is 0.
-        qform_code, sform_code: NIfTI transform codes.
-        spacing: voxel size in mm along the file's axes.
-    """
-
-    shape: tuple[int, int, int]
-    affine: npt.NDArray[np.float64]
-    qform: npt.NDArray[np.float64] | None
-    sform: npt.NDArray[np.float64] | None
-    qform_code: int
-    sform_code: int
-    spacing: tuple[float, float, float]
-
-    @classmethod
-    def from_affine(cls, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> "Grid":
-        """A grid whose qform and sform (code 1, scanner) both say ``affine``."""
-        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-        return cls(
-            shape,
-            affine,
-            affine,
-            affine,
-            1,
-            1,
-            (float(spacing[0]), float(spacing[1]), float(spacing[2])),
-        )
 
 
 @dataclass(frozen=True)
@@ -339,20 +305,6 @@ def _check_same_grid(path: Path, grid: Grid, first_path: Path, first: Grid) -> N
             expected=f"the affine of {first_path.name}",
             remedy="co-register and resample all modalities to one grid",
         )
-
-
-def corner_distance(one: Grid, other: Grid) -> float:
-    """The largest distance in mm between the same corner of two grids of equal shape."""
-    corners = np.array(
-        [
-            [i, j, k, 1.0]
-            for i in (0, one.shape[0] - 1)
-            for j in (0, one.shape[1] - 1)
-            for k in (0, one.shape[2] - 1)
-        ]
-    )
-    moved = corners @ (one.affine - other.affine).T
-    return float(np.sqrt((moved[:, :3] ** 2).sum(axis=1)).max())
 
 
 def _channel(path: Path, voxels: npt.NDArray[Any], channel: int | None) -> npt.NDArray[Any]:

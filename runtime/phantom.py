@@ -10,32 +10,36 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from runtime.errors import UsageError
+from runtime.grid import Grid
 from runtime.labels import MODALITIES, Convention, Label, LabelMap, to_convention
-from runtime.nifti import Grid, write_image
+from runtime.model_card import Shape3
+from runtime.nifti import write_image
+from runtime.phantom_brain import (
+    BRATS_SHAPE,
+    CSF,
+    GREY,
+    WHITE,
+    Anatomy,
+    Field,
+    Mask,
+    Space,
+    make_anatomy,
+)
 
-Shape3 = tuple[int, int, int]
-Field = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-
-BRATS_SHAPE: Final[Shape3] = (240, 240, 155)
 _MIN_SIDE: Final = 32
-# The middle of the brain on the full-size grid, and the half sides of a box that surely holds it.
-_CENTRE: Final = (119.5, 129.5, 71.0)
-_HALF_BOX: Final = (76.0, 93.0, 75.0)
 
-_CSF, _GREY, _WHITE = 1, 2, 3
 # Mean z-score (flair, t1, t1ce, t2) over the brain, as averaged over real cases of BraTS 2018.
 _TISSUE_MEAN: Final[Mapping[int, tuple[float, float, float, float]]] = {
-    _CSF: (-1.95, -2.6, -1.9, 3.3),
-    _GREY: (0.02, -0.35, -0.1, 0.05),
-    _WHITE: (-0.3, 0.75, 0.25, -0.75),
+    CSF: (-1.95, -2.6, -1.9, 3.3),
+    GREY: (0.02, -0.35, -0.1, 0.05),
+    WHITE: (-0.3, 0.75, 0.25, -0.75),
 }
 # The same for the tumour: mean, its spread between cases, and the spread within one case.
 _TUMOUR_MEAN: Final[Mapping[Label, tuple[float, float, float, float]]] = {
@@ -111,8 +115,8 @@ def phantom_case(
     rng = np.random.default_rng(np.random.SeedSequence([seed, case]))
     drawn = rng.choice(list(Enhancement), p=[0.07, 0.07, 0.86])
     enhancement = Enhancement(drawn) if enhancement is None else enhancement
-    space = _Space.of(shape)
-    anatomy = _anatomy(rng, space)
+    space = Space.of(shape)
+    anatomy = make_anatomy(rng, space)
     labels = np.zeros(anatomy.tissue.shape, np.uint8)
     radius = float(np.clip(rng.lognormal(np.log(25.0), 0.16), 16, 34))
     _add_focus(rng, space, anatomy, labels, radius, enhancement)
@@ -152,149 +156,38 @@ def write_phantoms(
         UsageError: as for `phantom_case`.
         OutputError: a file cannot be written.
     """
-    folders = []
-    for case in range(1, cases + 1):
-        name = f"BraTSPhantom_{case:04d}"
-        phantom = phantom_case(seed, case, shape, enhancement)
-        for modality, voxels in phantom.images.items():
-            write_image(out / name / f"{name}_{modality}.nii.gz", voxels, phantom.grid)
-        truth = to_convention(phantom.labels, Convention.BRATS2020)
-        # Truth is not a prediction of ours, so that it goes without our mark.
-        write_image(out / name / f"{name}_seg.nii.gz", truth, phantom.grid)
-        folders.append(out / name)
-    return folders
+    return [write_phantom(out, case, seed, shape, enhancement) for case in range(1, cases + 1)]
 
 
-@dataclass(frozen=True)
-class _Space:
-    """The box of voxels that holds the brain.
-
-    Attributes:
-        box: its place in the whole volume.
-        axes: 1-D coordinates of its voxels from the brain's middle, along x (to the left), y (to
-            the back) and z (up).
-    """
-
-    box: tuple[slice, slice, slice]
-    axes: tuple[Field, Field, Field]
-
-    @classmethod
-    def of(cls, shape: Shape3) -> "_Space":
-        box, axes = [], []
-        for size, full, centre, half in zip(shape, BRATS_SHAPE, _CENTRE, _HALF_BOX, strict=True):
-            scale = size / full
-            at = ((np.arange(size) + 0.5) / scale - centre).astype(np.float32)
-            inside = np.flatnonzero(np.abs(at) <= half)
-            box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-            axes.append(at[box[-1]])
-        return cls((box[0], box[1], box[2]), (axes[0], axes[1], axes[2]))
-
-    def grids(self) -> tuple[Field, Field, Field]:
-        """The axes, shaped to broadcast as (X, Y, Z)."""
-        x, y, z = self.axes
-        return x[:, None, None], y[None, :, None], z[None, None, :]
-
-    def around(self, centre: npt.NDArray[np.float64], reach: float) -> tuple["_Space", Any]:
-        """The part within ``reach`` mm of ``centre``, and its slices in this box."""
-        distances = (np.abs(axis - at) for axis, at in zip(self.axes, centre, strict=True))
-        inside = [np.flatnonzero(distance <= reach) for distance in distances]
-        cut = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in inside)
-        x, y, z = (axis[s] for axis, s in zip(self.axes, cut, strict=True))
-        return _Space(self.box, (x, y, z)), cut
-
-    def noise(self, rng: np.random.Generator, wavelength: float) -> Field:
-        """Smooth noise (X, Y, Z), unit variance: a random lattice every ``wavelength`` mm, blended.
-
-        Quadratic B-splines: two points per axis would be faster and show the lattice as blocks.
-        No matrix products: their rounding depends on the machine.
-        """
-        places = [(axis - axis[0]) / wavelength + rng.random() for axis in self.axes]
-        field = rng.standard_normal([int(place[-1]) + 3 for place in places], np.float32)
-        # Last axis first: the large steps then copy whole slabs.
-        for axis in (2, 1, 0):
-            below = places[axis].astype(np.intp)
-            part = (places[axis] - below).astype(np.float32)
-            part = part.reshape([-1 if a == axis else 1 for a in range(3)])
-            blended = field.take(below, axis)
-            blended *= 0.5 * (1 - part) ** 2
-            for step, weight in ((1, 0.75 - (part - 0.5) ** 2), (2, 0.5 * part**2)):
-                term = field.take(below + step, axis)
-                term *= weight
-                blended += term
-            field = blended
-        # The squared weights sum to 11/20 on average, along each axis.
-        field *= np.float32((20 / 11) ** 1.5)
-        return field
-
-
-@dataclass(frozen=True)
-class _Anatomy:
-    brain: Mask
-    tissue: npt.NDArray[np.uint8]  # 0 outside, _CSF, _GREY, _WHITE
-    depth: Field  # mm below the surface, roughly; negative outside
-    ventricle: Field  # 1 at the ventricles' wall, less inside
-    folds: Field  # 0 in the sulci's middle
-
-
-def _ellipsoid(space: _Space, centre: tuple[float, ...], radii: tuple[float, ...]) -> Field:
-    """Distance from ``centre`` in units of ``radii``; both hemispheres at once, by |x|."""
-    x, y, z = space.grids()
-    a, b, c = ((p - q) / r for p, q, r in zip((np.abs(x), y, z), centre, radii, strict=True))
-    distance: Field = np.sqrt(a * a + b * b + c * c)
-    return distance
-
-
-def _anatomy(rng: np.random.Generator, space: _Space) -> _Anatomy:
-    size = float(rng.uniform(0.95, 1.03))
-    x, y, z = space.grids()
-    # The forehead is narrower than the back of the head.
-    across = x * (1 - y / 800)
-    square = (across / 66) ** 2 + (y / 83) ** 2 + ((z - 11) / 57) ** 2
-    depth: Field = (np.float32(size) - np.sqrt(square)) * np.float32(60)
-    lower = _ellipsoid(space, (18.0, 44.0, -40.0), (32.0, 34.0, 26.0))
-    np.maximum(depth, (size - lower) * 30, out=depth)
-    stem = _ellipsoid(space, (0.0, 14.0, -48.0), (14.0, 15.0, 26.0))
-    np.maximum(depth, (size - stem) * 15, out=depth)
-    depth += 1.3 * space.noise(rng, 15.0)
-    brain = depth > 0
-
-    folds = space.noise(rng, 12.0)
-    folds += 0.5 * space.noise(rng, 6.0)
-    np.abs(folds, out=folds)
-    # Sulci, and the cortex lining them, follow the folds' zero surfaces and thin out with depth.
-    grey = folds < 0.8 - depth / 38
-    grey |= depth < 3
-    grey |= _ellipsoid(space, (13.0, 8.0, 2.0), (8.0, 14.0, 9.0)) < 1  # thalamus
-    grey |= _ellipsoid(space, (25.0, -8.0, 2.0), (6.0, 15.0, 9.0)) < 1  # putamen
-    tissue = np.where(grey, np.uint8(_GREY), np.uint8(_WHITE))
-    atrophy = float(rng.uniform(0.10, 0.20))
-    tissue[folds < atrophy - depth * (atrophy / 24)] = _CSF
-    fissure = (np.abs(x) < 1.3) & (depth < 30) & (z > -10)
-    tissue[fissure] = _CSF
-
-    bend = (y + 5) ** 2
-    width = float(rng.uniform(0.8, 1.35))
-    horns = ((np.abs(x) - 7 - 0.006 * bend) / 5) ** 2
-    horns = horns + ((y + 5) / 36) ** 2 + ((z - 14 + 0.006 * bend) / 7) ** 2
-    third = _ellipsoid(space, (0.0, 4.0, -2.0), (2.2, 14.0, 10.0)) ** 2
-    ventricle = np.sqrt(np.minimum(horns, third)) / width
-    ventricle += 0.12 * space.noise(rng, 9.0)
-    tissue[ventricle < 1] = _CSF
-    tissue[~brain] = 0
-    return _Anatomy(brain, tissue, depth, ventricle, folds)
+def write_phantom(
+    out: Path,
+    case: int,
+    seed: int = 0,
+    shape: Shape3 = BRATS_SHAPE,
+    enhancement: Enhancement | None = None,
+) -> Path:
+    """Write the phantom ``case`` of a series; see `write_phantoms`. Returns its folder."""
+    name = f"BraTSPhantom_{case:04d}"
+    phantom = phantom_case(seed, case, shape, enhancement)
+    for modality, voxels in phantom.images.items():
+        write_image(out / name / f"{name}_{modality}.nii.gz", voxels, phantom.grid)
+    truth = to_convention(phantom.labels, Convention.BRATS2020)
+    # Truth is not a prediction of ours, so that it goes without our mark.
+    write_image(out / name / f"{name}_seg.nii.gz", truth, phantom.grid)
+    return out / name
 
 
 def _add_focus(
     rng: np.random.Generator,
-    space: _Space,
-    anatomy: _Anatomy,
+    space: Space,
+    anatomy: Anatomy,
     labels: LabelMap,
     radius: float,
     enhancement: Enhancement,
 ) -> None:
     """Grow one focus into ``labels``: core, enhancing rim, and edema that prefers white matter."""
     x, _, z = space.grids()
-    allowed = (anatomy.tissue == _WHITE) & (anatomy.depth > 11) & (labels == 0)
+    allowed = (anatomy.tissue == WHITE) & (anatomy.depth > 11) & (labels == 0)
     allowed &= (np.abs(x) > 14) & (z > -32)
     places = np.flatnonzero(allowed)
     index = np.unravel_index(int(places[rng.integers(places.size)]), allowed.shape)
@@ -324,10 +217,10 @@ def _add_focus(
         enhancing = np.zeros_like(core)
 
     edema_reach = reach + 0.2 * near.noise(rng, 0.55 * radius) + 0.11 * near.noise(rng, 5.0)
-    edema_reach += np.float32(0.22) * (anatomy.tissue[cut] == _GREY)
+    edema_reach += np.float32(0.22) * (anatomy.tissue[cut] == GREY)
     edema_reach += np.float32(0.4) * np.clip(p * -np.sign(centre[0]) / 8, 0, 1, dtype=np.float32)
     # The core keeps a layer of edema around it wherever there is brain.
-    whole = ((edema_reach < 1) & (anatomy.tissue[cut] != _CSF)) | ndimage.binary_dilation(core)
+    whole = ((edema_reach < 1) & (anatomy.tissue[cut] != CSF)) | ndimage.binary_dilation(core)
     grown = np.zeros(core.shape, np.uint8)
     grown[whole & brain] = Label.ED
     grown[core] = Label.NCR
@@ -338,7 +231,7 @@ def _add_focus(
 
 
 def _z_scores(
-    rng: np.random.Generator, space: _Space, anatomy: _Anatomy, labels: LabelMap
+    rng: np.random.Generator, space: Space, anatomy: Anatomy, labels: LabelMap
 ) -> list[Field]:
     """Noise-free z-scores of each modality, with the structures that imitate a tumour."""
     imitations = _imitations(rng, space, anatomy, labels)
@@ -370,7 +263,7 @@ def _z_scores(
 
 
 def _imitations(
-    rng: np.random.Generator, space: _Space, anatomy: _Anatomy, labels: LabelMap
+    rng: np.random.Generator, space: Space, anatomy: Anatomy, labels: LabelMap
 ) -> list[list[tuple[Mask, float]]]:
     """Per modality, structures outside the tumour that look like a part of it; their z-scores."""
     x, y, z = space.grids()
@@ -395,7 +288,7 @@ def _imitations(
     return [[(mask & healthy, value) for mask, value in one] for one in per_modality]
 
 
-def _blobs(rng: np.random.Generator, space: _Space, count: int, reach: float) -> Mask:
+def _blobs(rng: np.random.Generator, space: Space, count: int, reach: float) -> Mask:
     """Up to ``count`` balls of radius up to ``reach`` mm at random places in the cerebrum."""
     mask = np.zeros([axis.size for axis in space.axes], np.bool_)
     for _ in range(int(rng.integers(1, count + 1))):
@@ -409,7 +302,7 @@ def _blobs(rng: np.random.Generator, space: _Space, count: int, reach: float) ->
 
 
 def _acquire(
-    rng: np.random.Generator, space: _Space, z: Field, brain: Mask, channel: int
+    rng: np.random.Generator, space: Space, z: Field, brain: Mask, channel: int
 ) -> npt.NDArray[np.int16]:
     """What a scanner would store of ``z``: point spread, bias field, Rician noise, gain."""
     image = 1 + np.float32(_RAW_VARIATION[channel]) * z

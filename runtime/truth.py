@@ -1,11 +1,35 @@
-"""A case's truth as network labels, whatever convention its label map is stored in."""
+"""Label maps as network labels, whatever convention they are stored in."""
+
+from pathlib import Path
 
 import numpy as np
 
 from runtime.case import Case
 from runtime.errors import InputError
+from runtime.grid import Grid
 from runtime.labels import Convention, LabelMap, from_convention
 from runtime.nifti import load_label_map
+
+
+def read_labels(path: Path, convention: Convention, *, implied: bool) -> tuple[LabelMap, Grid]:
+    """Read a label map and renumber it.
+
+    Args:
+        path: .nii or .nii.gz.
+        convention: its numbering.
+        implied: the convention was only concluded from the file's name. A 4 in the naming of 2023
+            then means the numbering of 2024, which kept the names and added the resection cavity.
+
+    Returns:
+        uint8 (X, Y, Z) in file order, values of `labels.Label`, and the file's grid.
+
+    Raises:
+        InputError: the file is damaged, or a value is outside the convention.
+    """
+    stored, grid = load_label_map(path)
+    if implied and convention is Convention.BRATS2023 and bool(np.any(stored == 4)):
+        convention = Convention.BRATS2024
+    return from_convention(stored, convention, path), grid
 
 
 def load_truth(case: Case, convention: Convention | None = None) -> LabelMap:
@@ -13,8 +37,7 @@ def load_truth(case: Case, convention: Convention | None = None) -> LabelMap:
 
     Args:
         case: with labels.
-        convention: its numbering; None takes what names and dataset.json imply. There a 4 in the
-            naming of 2023 means that of 2024, which kept the names and added the resection cavity.
+        convention: its numbering; None takes what names and dataset.json imply.
 
     Returns:
         uint8 (X, Y, Z) in file order, values of `labels.Label`.
@@ -30,15 +53,13 @@ def load_truth(case: Case, convention: Convention | None = None) -> LabelMap:
             expected="truth such as X_seg.nii.gz",
             remedy="add it, or choose a labelled data set",
         )
-    stored, _ = load_label_map(case.labels)
-    convention = convention or case.convention
-    if convention is None:
+    known = convention or case.convention
+    if known is None:
         raise InputError(
             case.labels,
             found="labels whose numbering neither names nor dataset.json tell",
             expected="a known convention",
             remedy=f"name it with a flag ({', '.join(Convention)})",
         )
-    if convention is Convention.BRATS2023 and bool(np.any(stored == 4)):
-        convention = Convention.BRATS2024
-    return from_convention(stored, convention, case.labels)
+    labels, _ = read_labels(case.labels, known, implied=convention is None)
+    return labels

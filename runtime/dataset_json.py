@@ -1,0 +1,108 @@
+"""Names of modalities, and what a dataset.json of MSD or nnU-Net says of channels and labels."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from runtime.errors import InputError, UsageError
+from runtime.labels import MODALITIES, Convention
+
+ALIASES: Final[Mapping[str, str]] = {
+    **{name: name for name in MODALITIES},
+    **dict.fromkeys(("t2f", "fla", "fl"), "flair"),
+    **dict.fromkeys(("t1n", "t1w"), "t1"),
+    **dict.fromkeys(("t1c", "t1gd"), "t1ce"),
+    "t2w": "t2",
+}
+"""Every name of a modality in lower case, to ours."""
+
+
+def read_dataset_json(folder: Path) -> Mapping[str, Any]:
+    """The dataset.json in ``folder`` or beside it; empty if there is none."""
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if path.is_file():
+            try:
+                value = json.loads(path.read_text())
+            except ValueError as error:
+                raise InputError(
+                    path,
+                    found=f"invalid JSON ({error})",
+                    expected="a dataset.json",
+                    remedy="mend it",
+                ) from error
+            if isinstance(value, dict):
+                return value
+    return {}
+
+
+def channel_names(description: Mapping[str, Any], where: Path, case_id: str) -> list[str]:
+    table = description.get("channel_names") or description.get("modality")
+    if not isinstance(table, dict):
+        raise UsageError(
+            where,
+            found=f"numbered channels ({case_id}) and no dataset.json that names them",
+            expected="a modality for each channel",
+            remedy="name them in order, for example --channels flair,t1,t1ce,t2",
+        )
+    ordered = [str(table[key]) for key in sorted(table, key=int)]
+    return resolve_channels(where, ordered)
+
+
+def resolve_channels(where: str | Path, names: Sequence[str]) -> list[str]:
+    resolved = [ALIASES.get(re.sub(r"[^a-z0-9]", "", name.lower()), "") for name in names]
+    if "" in resolved or len(set(resolved)) != len(resolved):
+        raise UsageError(
+            where,
+            found=f"channels {', '.join(names)}",
+            expected=f"each a different one of {', '.join(MODALITIES)} or their aliases",
+            remedy="name them in order, for example --channels flair,t1,t1ce,t2",
+        )
+    return resolved
+
+
+def convention_of(description: Mapping[str, Any]) -> Convention | None:
+    """What the label names of a dataset.json say, in MSD's form (value: name) or nnU-Net's (name:
+    value).
+    """
+    table = description.get("labels")
+    if not isinstance(table, dict):
+        return None
+    names: dict[int, str] = {}
+    for key, value in table.items():
+        number, name = (key, value) if str(key).isdigit() else (value, key)
+        if isinstance(number, int) or str(number).isdigit():
+            names[int(number)] = str(name).lower()
+        elif isinstance(number, list):
+            # Region-based training: the region added last owns the first number that no other has.
+            continue
+    if not names or set(names) == {0}:
+        return _of_regions(table)
+    edema = [
+        number for number, name in names.items() if "edema" in name or name in ("ed", "oedema")
+    ]
+    top = max(names)
+    if edema == [1]:
+        return Convention.MSD
+    if edema == [2]:
+        return Convention.BRATS2020 if top == 4 else Convention.BRATS2023
+    return None
+
+
+def _of_regions(table: Mapping[str, Any]) -> Convention | None:
+    """nnU-Net's region form: {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor":
+    [3]}.
+    """
+    sets = sorted((set(value) for value in table.values() if isinstance(value, list)), key=len)
+    if len(sets) != 3:
+        return None
+    enhancing, core, whole = sets
+    edema = whole - core
+    if enhancing == {3} and edema == {1}:
+        return Convention.MSD
+    if enhancing == {3} and edema == {2}:
+        return Convention.BRATS2023
+    if enhancing == {4} and edema == {2}:
+        return Convention.BRATS2020
+    return None

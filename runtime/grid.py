@@ -1,0 +1,55 @@
+"""Where the voxels of a volume lie in space."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a volume's voxels lie.
+
+    Attributes:
+        shape: (X, Y, Z) voxels, in file order.
+        affine: (4, 4) float64, voxel index to RAS+ mm.
+        qform, sform: (4, 4) float64 as stored, None where their code is 0.
+        qform_code, sform_code: NIfTI transform codes.
+        spacing: voxel size in mm along the file's axes.
+    """
+
+    shape: tuple[int, int, int]
+    affine: npt.NDArray[np.float64]
+    qform: npt.NDArray[np.float64] | None
+    sform: npt.NDArray[np.float64] | None
+    qform_code: int
+    sform_code: int
+    spacing: tuple[float, float, float]
+
+    @classmethod
+    def from_affine(cls, shape: tuple[int, int, int], affine: npt.NDArray[np.float64]) -> "Grid":
+        """A grid whose qform and sform (code 1, scanner) both say ``affine``."""
+        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+        return cls(
+            shape,
+            affine,
+            affine,
+            affine,
+            1,
+            1,
+            (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        )
+
+
+def corner_distance(one: Grid, other: Grid) -> float:
+    """The largest distance in mm between the same corner of two grids of equal shape."""
+    corners = np.array(
+        [
+            [i, j, k, 1.0]
+            for i in (0, one.shape[0] - 1)
+            for j in (0, one.shape[1] - 1)
+            for k in (0, one.shape[2] - 1)
+        ]
+    )
+    moved = corners @ (one.affine - other.affine).T
+    return float(np.sqrt((moved[:, :3] ** 2).sum(axis=1)).max())
