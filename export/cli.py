@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.console import parse, run
+from runtime.cli.console import optional, parse, run
 from runtime.errors import UsageError
 
 
@@ -17,13 +17,13 @@ from runtime.errors import UsageError
 class ExportArgs:
     """Arguments of brats-export."""
 
-    checkpoint: tyro.conf.Positional[Path | None] = None
+    checkpoint: Annotated[tyro.conf.Positional[Path | None], optional("[CHECKPOINT]")] = None
     """Checkpoint to export; the newest run's best.pt by default."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model")
     """Model directory to write."""
     fp16: bool = False
     """Also write an fp16 graph for GPUs, certified by emulating its arithmetic."""
-    data: Path | None = None
+    data: Annotated[Path | None, optional("DIR")] = None
     """Cases to certify on; phantoms by default."""
     cases: int = 8
     """Cases to try at most until three of them show every region."""
@@ -31,14 +31,16 @@ class ExportArgs:
     """Least mean Dice against truth per region, as a fraction of fp32's."""
     allow_inconclusive: bool = False
     """Release although the cases could not decide; recorded in the certificate."""
-    name: str | None = None
+    name: Annotated[str | None, optional("NAME")] = None
     """Name for the model; the run's by default."""
     runs: Path = Path("runs")
     """Where runs are looked for."""
-    threads: int | None = None
+    threads: Annotated[int | None, optional("N")] = None
     """CPU threads; all cores by default."""
     quiet: bool = False
     """Print nothing but errors."""
+    version: bool = False
+    """Print the version and exit."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

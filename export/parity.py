@@ -154,8 +154,8 @@ def _entry(outcome: _Outcome, enough: bool, gate: Gate, informative: int) -> dic
     reasons = outcome.reasons
     if verdict == "inconclusive":
         reasons = [
-            f"fp32 predicts {gate.informative_voxels} voxels of every region in {informative} cases "
-            f"of {len(outcome.cases)}, {gate.informative_cases} are needed"
+            f"fp32 predicts {gate.informative_voxels} voxels of every region in {informative} "
+            f"cases of {len(outcome.cases)}, {gate.informative_cases} are needed"
         ]
     entry: dict[str, Any] = {
         "file": candidate.file,

@@ -153,7 +153,8 @@ def _cases_in(root: Path, channels: Sequence[str] | None, *, recursive: bool) ->
         files = folder.rglob("*") if recursive else folder.iterdir()
         by_folder: dict[Path, list[Path]] = defaultdict(list)
         for path in sorted(files):
-            if not path.name.startswith(".") and path.name.lower().endswith(_SUFFIXES):
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if not hidden and path.name.lower().endswith(_SUFFIXES):
                 by_folder[path.parent].append(path)
         for parent, paths in by_folder.items():
             if parent.name in ("labelsTr", "labelsTs"):

@@ -39,7 +39,7 @@ def read_dataset_json(folder: Path) -> Mapping[str, Any]:
 
 def channel_names(description: Mapping[str, Any], where: Path, case_id: str) -> list[str]:
     table = description.get("channel_names") or description.get("modality")
-    if not isinstance(table, dict):
+    if not isinstance(table, dict) or not all(str(key).isdigit() for key in table):
         raise UsageError(
             where,
             found=f"numbered channels ({case_id}) and no dataset.json that names them",
@@ -69,32 +69,33 @@ def convention_of(description: Mapping[str, Any]) -> Convention | None:
     table = description.get("labels")
     if not isinstance(table, dict):
         return None
+    if any(isinstance(value, list) for value in table.values()):
+        return _of_regions(table)
     names: dict[int, str] = {}
     for key, value in table.items():
         number, name = (key, value) if str(key).isdigit() else (value, key)
         if isinstance(number, int) or str(number).isdigit():
             names[int(number)] = str(name).lower()
-        elif isinstance(number, list):
-            # Region-based training: the region added last owns the first number that no other has.
-            continue
-    if not names or set(names) == {0}:
-        return _of_regions(table)
+    if not names:
+        return None
     edema = [
         number for number, name in names.items() if "edema" in name or name in ("ed", "oedema")
     ]
-    top = max(names)
     if edema == [1]:
         return Convention.MSD
+    if edema == [2] and 4 in names:
+        return Convention.BRATS2024 if 3 in names else Convention.BRATS2020
     if edema == [2]:
-        return Convention.BRATS2020 if top == 4 else Convention.BRATS2023
+        return Convention.BRATS2023
     return None
 
 
 def _of_regions(table: Mapping[str, Any]) -> Convention | None:
     """nnU-Net's region form: {"whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor":
-    [3]}.
+    [3]}; a region of one label may be written as a plain number.
     """
-    sets = sorted((set(value) for value in table.values() if isinstance(value, list)), key=len)
+    members = (value if isinstance(value, list) else [value] for value in table.values())
+    sets = sorted((found for value in members if (found := set(value)) != {0}), key=len)
     if len(sets) != 3:
         return None
     enhancing, core, whole = sets

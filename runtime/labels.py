@@ -104,7 +104,8 @@ def from_convention(
         InputError: a value is not an integer or not one of the convention's.
     """
     known = _FROM_DISK[convention]
-    as_bytes = stored.astype(np.uint8)
+    with np.errstate(invalid="ignore"):
+        as_bytes = stored.astype(np.uint8)
     if stored.dtype != np.uint8 and not np.array_equal(as_bytes, stored):
         _reject(np.unique(stored), convention, where)
     present = np.flatnonzero(np.bincount(as_bytes.ravel(order="K"), minlength=256))

@@ -61,14 +61,20 @@ class ModelDir:
         files = manifest.get("files")
         if manifest.get("schema") != MANIFEST_SCHEMA or not isinstance(files, dict):
             raise _unusable(path / MANIFEST, f"schema {manifest.get('schema')!r}")
-        hashes = {str(name): str(entry["sha256"]) for name, entry in files.items()}
+        try:
+            hashes = {str(name): str(entry["sha256"]) for name, entry in files.items()}
+        except (KeyError, TypeError) as error:
+            raise _unusable(path / MANIFEST, "an entry without sha256") from error
         for needed in (CARD, PARITY):
             if needed not in hashes:
                 raise _unusable(path / MANIFEST, f"no entry for {needed}")
         card = ModelCard.from_json(
             _verified(path, CARD, hashes).decode("utf-8", "replace"), path / CARD
         )
-        certificate = json.loads(_verified(path, PARITY, hashes))
+        certificate = _object(path / PARITY, _verified(path, PARITY, hashes))
+        artefacts = certificate.get("artefacts", [])
+        if not isinstance(artefacts, list) or not all(isinstance(one, dict) for one in artefacts):
+            raise _unusable(path / PARITY, "artefacts that are not a list of objects")
         return cls(path, card, hashes, certificate)
 
     def read(self, name: str) -> bytes:
@@ -91,7 +97,7 @@ class ModelDir:
         bytes.
         """
         found: list[Verdict] = [
-            entry["verdict"]
+            entry.get("verdict", "fail")
             for entry in self.certificate.get("artefacts", [])
             if entry.get("file") == name and entry.get("sha256") == self.hashes.get(name)
         ]
@@ -125,9 +131,15 @@ def _verified(path: Path, name: str, hashes: Mapping[str, str]) -> bytes:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise _unusable(path, error.strerror or type(error).__name__) from error
+    return _object(path, data)
+
+
+def _object(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
     except ValueError as error:
         raise _unusable(path, f"invalid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -7,6 +7,7 @@ damaged files without a word.
 
 import hashlib
 import io
+import math
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -174,6 +175,7 @@ def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid) -> str:
 
 
 def _write(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = INTENT_NAME) -> str:
+    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     header = Nifti1Header()
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(voxels.shape)
@@ -216,22 +218,25 @@ def _read(path: Path) -> _File:
     digest = hashlib.sha256(stored).hexdigest()
     raw = _inflate(path, stored) if stored[:2] == b"\x1f\x8b" else stored
     header = _parse_header(path, raw)
-    shape = tuple(int(size) for size in header.get_data_shape())
+    try:
+        shape = tuple(int(size) for size in header.get_data_shape())
+        dtype = header.get_data_dtype()
+        slope, intercept = header.get_slope_inter()
+        offset = int(header["vox_offset"]) or header.single_vox_offset
+    except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
+        raise _damaged(path, f"an unreadable header ({error})") from error
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) not in (3, 4) or min(shape) < 1 or int(np.prod(shape)) > _MAX_VOXELS:
+    if len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape) > _MAX_VOXELS:
         raise _damaged(path, f"a volume of shape {'x'.join(map(str, shape)) or 'nothing'}")
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise _damaged(path, f"voxels of type {dtype}")
-    offset = int(header["vox_offset"]) or 352
-    needed = offset + int(np.prod(shape)) * dtype.itemsize
+    if dtype.kind not in "iuf" or offset < header.single_vox_offset:
+        raise _damaged(path, f"voxels of type {dtype} from byte {offset} on")
+    needed = offset + math.prod(shape) * dtype.itemsize
     if len(raw) < needed:
         raise _damaged(path, f"{len(raw)} bytes where the header promises {needed}")
-    voxels = np.frombuffer(raw, dtype, int(np.prod(shape)), offset).reshape(shape, order="F")
+    voxels = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
     if not dtype.isnative:
         voxels = voxels.astype(dtype.newbyteorder("="))
-    slope, intercept = header.get_slope_inter()
     return _File(
         voxels,
         _grid(path, header, (shape[0], shape[1], shape[2])),
@@ -275,18 +280,13 @@ def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
         raise _damaged(path, f"an unreadable orientation ({error})") from error
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    with np.errstate(all="ignore"):
+        volume = abs(np.linalg.det(affine[:3, :3]))
+        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    if not (np.isfinite(affine).all() and np.isfinite(spacing).all() and 1e-9 <= volume < np.inf):
         raise _damaged(path, "an affine that is singular or not finite")
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return Grid(
-        shape,
-        affine,
-        qform,
-        sform,
-        int(qform_code),
-        int(sform_code),
-        (float(spacing[0]), float(spacing[1]), float(spacing[2])),
-    )
+    x, y, z = (float(size) for size in spacing)
+    return Grid(shape, affine, qform, sform, int(qform_code), int(sform_code), (x, y, z))
 
 
 def _check_same_grid(path: Path, grid: Grid, first_path: Path, first: Grid) -> None:
@@ -332,7 +332,9 @@ def _channel(path: Path, voxels: npt.NDArray[Any], channel: int | None) -> npt.N
 def _scaled(voxels: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     if slope == 1.0 and intercept == 0.0:
         return voxels
-    return (voxels * np.float64(slope) + np.float64(intercept)).astype(np.float32, order="K")
+    # What float32 cannot hold becomes infinite, and `_check_finite` says so.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (voxels * np.float64(slope) + np.float64(intercept)).astype(np.float32, order="K")
 
 
 def _check_finite(path: Path, voxels: npt.NDArray[Any]) -> None:

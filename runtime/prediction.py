@@ -116,6 +116,7 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and sidecar["settings"] == json.loads(json.dumps(settings))
             and sidecar["output"]["file"] == plan.labels.name
             and sidecar["output"]["sha256"] == sha256_of(plan.labels.read_bytes())
+            and (plan.probabilities.is_file() or not settings.get("probabilities"))
             and sidecar["inputs"]
             == {
                 modality: {"sha256": sha256_of(source.path.read_bytes())}

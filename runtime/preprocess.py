@@ -16,6 +16,8 @@ from runtime.ops import Array, ArrayOps, Box
 
 SPACING_TOLERANCE: Final = 0.05
 """Relative deviation from the card's spacing that is still taken as the same."""
+# Below this part of the mean a standard deviation is the rounding of a constant image's sums.
+_CONSTANT: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def prepare(
             if name not in card.tolerates_missing:
                 raise _missing(volume, name)
             warnings.append(f"modality {name} is missing; the model was trained to do without it")
+    if not present:
+        raise _missing(volume, card.modalities[0])
     raw = {name: ops.upload(volume.images[name].voxels) for name in present}
     whole = BoxPlacement(
         volume.grid.shape, flips, axes, (slice(None), slice(None), slice(None)), (0, 0, 0)
@@ -151,7 +155,7 @@ def prepare(
         # All non-zero voxels lie in the box, so that the whole array need be read only for
         # zscore-volume.
         statistics = ops.statistics(view if brain_only else whole.oriented(raw[name]), brain_only)
-        if not statistics.std > 0:
+        if not statistics.std > _CONSTANT * abs(statistics.mean):
             raise InputError(
                 volume.images[name].path,
                 found="a constant image" if statistics.count else "an image of zeros",

@@ -1,7 +1,7 @@
 """Segment a whole case: prepare, plan windows, run them through a backend, stitch, paste back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -54,6 +54,23 @@ class Timings:
     network: float
     stitch: float
     finish: float
+
+
+@dataclass(frozen=True)
+class Stitched:
+    """The box of a prepared case, segmented, on the ops' device.
+
+    Attributes:
+        labels: uint8 (x, y, z), before post-processing.
+        probabilities: float32 (classes, x, y, z), blended; None unless asked for.
+        plan: the windows.
+        timings: seconds per stage, without `prepare`.
+    """
+
+    labels: Array
+    probabilities: Array | None
+    plan: WindowPlan
+    timings: Timings
 
 
 @dataclass(frozen=True)
@@ -117,13 +134,51 @@ class Segmenter:
             ComputeError: the network fails or returns a value that is not finite.
         """
         start = perf_counter()
+        card = self.backend.card
+        prepared = prepare(volume, card, self.backend.ops, self.patch, self.options.force_spacing)
+        prepare_seconds = perf_counter() - start
+        stitched = self.stitch(prepared, progress, volume.case.case_id)
+        start = perf_counter()
+        labels = prepared.restore(stitched.labels, self.backend.ops)
+        labels = postprocess(labels, card.postprocess, volume.grid.spacing)
+        probabilities = None
+        if stitched.probabilities is not None:
+            probabilities = self._pasted(prepared, stitched.probabilities)
+        timings = replace(
+            stitched.timings,
+            prepare=prepare_seconds,
+            finish=stitched.timings.finish + perf_counter() - start,
+        )
+        return Prediction(
+            labels=labels,
+            probabilities=probabilities,
+            volume=volume,
+            card=card,
+            backend=self.backend.info,
+            plan=stitched.plan,
+            timings=timings,
+            warnings=prepared.warnings,
+        )
+
+    def stitch(
+        self, prepared: Prepared, progress: Progress | None = None, case_id: str | None = None
+    ) -> Stitched:
+        """Run all windows of a prepared case and put them together.
+
+        Args:
+            prepared: from `preprocess.prepare` with this segmenter's patch and the backend's ops.
+            progress: as for `segment`.
+            case_id: names the case in an error.
+
+        Raises:
+            ComputeError: as for `segment`.
+        """
         ops, card = self.backend.ops, self.backend.card
-        prepared = prepare(volume, card, ops, self.patch, self.options.force_spacing)
+        start = perf_counter()
         plan = plan_windows(
             prepared.placement.shape, self.patch, self.overlap, self.options.placement
         )
         stitcher = Stitcher(plan, len(card.labels), ops)
-        ready = perf_counter()
         self.backend.bind(self.patch, min(self.batch, len(plan)))
         bound = perf_counter()
         gather = stitch = 0.0
@@ -146,41 +201,27 @@ class Segmenter:
         ran = perf_counter()
         if not stitcher.all_finite():
             raise ComputeError(
-                volume.case.case_id,
+                case_id or self.backend.info.name,
                 found="probabilities that are NaN or infinite",
                 expected="finite ones",
                 remedy=f"run another precision than {self.backend.info.precision} with --precision",
             )
-        labels, probabilities = self._finish(prepared, stitcher, volume)
-        done = perf_counter()
-        return Prediction(
-            labels=labels,
-            probabilities=probabilities,
-            volume=volume,
-            card=card,
-            backend=self.backend.info,
-            plan=plan,
-            timings=Timings(
-                prepare=ready - start,
-                bind=bound - ready,
-                gather=gather,
-                network=ran - bound - gather - stitch,
-                stitch=stitch,
-                finish=done - ran,
-            ),
-            warnings=prepared.warnings,
+        labels = stitcher.labels()
+        blended = stitcher.probabilities() if self.options.probabilities else None
+        timings = Timings(
+            prepare=0.0,
+            bind=bound - start,
+            gather=gather,
+            network=ran - bound - gather - stitch,
+            stitch=stitch,
+            finish=perf_counter() - ran,
         )
+        return Stitched(labels, blended, plan, timings)
 
-    def _finish(
-        self, prepared: Prepared, stitcher: Stitcher, volume: Volume
-    ) -> tuple[LabelMap, npt.NDArray[np.float32] | None]:
-        ops, placement = self.backend.ops, prepared.placement
-        labels = prepared.restore(stitcher.labels(), ops)
-        labels = postprocess(labels, self.backend.card.postprocess, volume.grid.spacing)
-        if not self.options.probabilities:
-            return labels, None
-        blended = ops.download(stitcher.probabilities())
-        full = np.zeros((*placement.file_shape, len(blended)), np.float32, order="F")
+    def _pasted(self, prepared: Prepared, blended: Array) -> npt.NDArray[np.float32]:
+        placement = prepared.placement
+        host = self.backend.ops.download(blended)
+        full = np.zeros((*placement.file_shape, len(host)), np.float32, order="F")
         full[..., 0] = 1.0
-        placement.boxed(full)[...] = np.moveaxis(placement.inner(blended), 0, -1)
-        return labels, full
+        placement.boxed(full)[...] = np.moveaxis(placement.inner(host), 0, -1)
+        return full

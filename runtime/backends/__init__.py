@@ -212,7 +212,7 @@ def _open(
     if verdict not in ("pass", "inconclusive") and not options.uncertified:
         raise ParityError(
             model.path / artefact,
-            found="no parity certificate for this file",
+            found="a failed parity certificate" if verdict == "fail" else "no parity certificate",
             expected="a verdict in parity.json",
             remedy="export it with brats-export, or run it all the same with --uncertified",
         )

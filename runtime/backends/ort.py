@@ -88,6 +88,8 @@ class OrtBackend:
             self._buffer = np.zeros(shape, np.float32)
 
     def run(self, n: int, fill: Fill, take: Take) -> None:
+        if not self._buffer.size:
+            raise RuntimeError("run() before bind()")
         first = 0
         while first < n:
             last = min(first + len(self._buffer), n)

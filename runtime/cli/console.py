@@ -10,6 +10,7 @@ from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
 from runtime.errors import EXIT_INTERRUPTED, BratsError
+from runtime.labels import Convention
 from runtime.model_card import Shape3
 
 Args = TypeVar("Args")
@@ -32,7 +33,16 @@ CommaShape = Annotated[
 ]
 """Three numbers as one argument: 128,128,64."""
 
-Output = Annotated[Any, tyro.conf.arg(aliases=["-o"])]
+
+def optional(metavar: str) -> Any:
+    """An option whose absence means something that its help says; shown without "None"."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+ConventionFlag = Annotated[
+    tyro.conf.EnumChoicesFromValues[Convention] | None, optional("CONVENTION")
+]
+"""A label convention, by its value: brats2020."""
 
 
 def parse(kind: type[Args], program: str, description: str, args: Sequence[str] | None) -> Args:
@@ -49,7 +59,7 @@ def parse(kind: type[Args], program: str, description: str, args: Sequence[str] 
         prog=program,
         description=f"{description}\n\n{DISCLAIMER}",
         args=given,
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues),
     )
 
 

@@ -3,35 +3,36 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
-from runtime.cli.console import parse, run
-from runtime.labels import Convention
+from runtime.cli.console import ConventionFlag, optional, parse, run
 
 
 @dataclass(frozen=True)
 class EvaluateArgs:
     """Arguments of brats-eval."""
 
-    prediction: tyro.conf.Positional[Path]
+    prediction: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PRED")]
     """A label map, or a folder of label maps named after their cases."""
-    truth: tyro.conf.Positional[Path]
+    truth: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TRUTH")]
     """A label map, or a folder of cases with labels."""
     profile: Literal["brats2020"] = "brats2020"
     """Scoring rules."""
-    json: Path | None = None
+    json: Annotated[Path | None, optional("FILE")] = None
     """Write all scores as JSON."""
-    csv: Path | None = None
+    csv: Annotated[Path | None, optional("FILE")] = None
     """Write a row per case and region."""
-    labels: Convention | None = None
+    labels: ConventionFlag = None
     """Label convention of the predictions; otherwise their sidecar's, else the truth's."""
-    truth_labels: Convention | None = None
+    truth_labels: ConventionFlag = None
     """Label convention of the truth; otherwise what its naming implies."""
     quiet: bool = False
     """Print nothing but errors."""
+    version: bool = False
+    """Print the version and exit."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

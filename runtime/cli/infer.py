@@ -9,9 +9,8 @@ import tyro
 from rich.console import Console
 
 from runtime.backends import BackendName, BackendOptions, Precision
-from runtime.cli.console import CommaShape, parse, run
+from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, run
 from runtime.errors import CohortError, UsageError
-from runtime.labels import Convention
 from runtime.windows import Placement
 
 
@@ -19,7 +18,7 @@ from runtime.windows import Placement
 class InferArgs:
     """Arguments of brats-infer."""
 
-    case: tyro.conf.Positional[Path]
+    case: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CASE_OR_FOLDER")]
     """A case folder, a folder of cases at any depth, or one 4D file."""
     model: Path = Path("model")
     """Model directory, as brats-export writes it."""
@@ -31,17 +30,17 @@ class InferArgs:
     """auto, cpu, or cuda:N."""
     precision: Precision = "auto"
     """auto is fp32 on a CPU and certified fp16 on a GPU."""
-    overlap: float | None = None
+    overlap: Annotated[float | None, optional("F")] = None
     """Part of a patch that windows share, 0 <= F < 1; the model's own by default."""
-    stride: CommaShape | None = None
+    stride: Annotated[CommaShape | None, optional("X,Y,Z")] = None
     """Stride in voxels instead of --overlap."""
     placement: Placement = "fitted"
     """fitted spreads the windows evenly; stride is MONAI's plan."""
-    patch: CommaShape | None = None
+    patch: Annotated[CommaShape | None, optional("X,Y,Z")] = None
     """Window shape; the model's own by default."""
-    batch: int | None = None
+    batch: Annotated[int | None, optional("N")] = None
     """Windows per step; a backend may take fewer."""
-    threads: int | None = None
+    threads: Annotated[int | None, optional("N")] = None
     """CPU threads; all cores by default."""
     probabilities: bool = False
     """Also write the class probabilities, float32 (X, Y, Z, 4)."""
@@ -49,9 +48,9 @@ class InferArgs:
     """Also write a picture of the result, beside the truth where there is one."""
     submission: bool = False
     """Name label maps <case>.nii.gz, as challenge servers want them."""
-    labels: Convention | None = None
-    """Label convention to write; the input's own by default."""
-    channels: str | None = None
+    labels: ConventionFlag = None
+    """brats2015, brats2020, brats2023, brats2024 or msd; the input's own by default."""
+    channels: Annotated[str | None, optional("A,B,C,D")] = None
     """Modalities of numbered channels in order, such as flair,t1,t1ce,t2."""
     force_spacing: bool = False
     """Run on a spacing that is not the model's, with a warning."""
@@ -65,6 +64,8 @@ class InferArgs:
     """Look at the case files and say what is wrong with them; segment nothing."""
     quiet: bool = False
     """Print nothing but errors."""
+    version: bool = False
+    """Print the version and exit."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

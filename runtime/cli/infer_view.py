@@ -10,29 +10,23 @@ from rich.table import Table
 from runtime import DISCLAIMER
 from runtime.case import Case
 from runtime.cohort import Outcome
+from runtime.labels import REGIONS
 from runtime.segmenter import Segmenter
+
+_STAGES = ("load", "prepare", "network")
 
 
 class InferView:
-    """A live view on a terminal, plain lines elsewhere; nothing at all where the console is quiet."""
+    """A live view on a terminal, plain lines elsewhere, nothing where the console is quiet."""
 
     def __init__(self, console: Console, segmenter: Segmenter, cases: int) -> None:
         self._console = console
         self._cases = cases
         self._count = 0
         self._table = Table(title="Predictions", title_justify="left")
-        for name in (
-            "case",
-            "WT ml",
-            "TC ml",
-            "ET ml",
-            "load",
-            "prepare",
-            "network",
-            "rest",
-            "total",
-        ):
-            self._table.add_column(name, justify="left" if name == "case" else "right")
+        self._table.add_column("case", overflow="fold")
+        for name in (*(f"{region} ml" for region in REGIONS), *_STAGES, "rest", "total"):
+            self._table.add_column(name, justify="right")
         info = segmenter.backend.info
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -91,11 +85,10 @@ class InferView:
 
 def _figures(sidecar: dict[str, Any]) -> list[str]:
     seconds = sidecar["timings_s"]
-    shown = ("load", "prepare", "network")
-    rest = sum(value for stage, value in seconds.items() if stage not in shown)
+    rest = sum(value for stage, value in seconds.items() if stage not in _STAGES)
     return [
-        *(f"{sidecar['volumes_ml']['regions'][name]:.1f}" for name in ("WT", "TC", "ET")),
-        *(f"{seconds[stage]:.2f}" for stage in shown),
+        *(f"{sidecar['volumes_ml']['regions'][name]:.1f}" for name in REGIONS),
+        *(f"{seconds[stage]:.2f}" for stage in _STAGES),
         f"{rest:.2f}",
         f"{sum(seconds.values()):.2f}",
     ]

@@ -17,7 +17,7 @@ from runtime.errors import UsageError
 class PhantomArgs:
     """Arguments of brats-phantom."""
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder for the case folders."""
     cases: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4
     """How many cases."""
@@ -25,6 +25,8 @@ class PhantomArgs:
     """Of the series; the same seed gives the same voxels."""
     quiet: bool = False
     """Print nothing but errors."""
+    version: bool = False
+    """Print the version and exit."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,0 +1,334 @@
+"""Seeded faults: each must turn a named test red, or that test guards nothing.
+
+A copy of the project gets one wrong line, and pytest runs there the tests that are to notice. A
+fault whose old text is no longer in its file fails here too: follow the code with it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("runtime", "train", "export", "tests", "configs", "pyproject.toml")
+SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake: ``old``, which stands once in ``file``, becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    noticed_by: str
+
+
+FAULTS = (
+    Fault(
+        "channels-by-position",
+        "runtime/preprocess.py",
+        "for channel, name in enumerate(card.modalities):",
+        "for channel, name in enumerate(volume.images):",
+        "tests/test_preprocess.py::test_channels_follow_the_card_and_not_the_case",
+    ),
+    Fault(
+        "modalities-swapped",
+        "runtime/labels.py",
+        '("flair", "t1", "t1ce", "t2")',
+        '("flair", "t1ce", "t1", "t2")',
+        "tests/test_phantom.py::test_contrasts_follow_radiology",
+    ),
+    Fault(
+        "no-last-window-flush-with-the-end",
+        "runtime/windows.py",
+        "[min(i * step, room) for i in range(count)]",
+        "[i * step for i in range(room // step + 1)]",
+        "tests/test_windows.py::test_a_brats_box_is_covered_as_worked_out_by_hand",
+    ),
+    Fault(
+        "double-softmax-in-the-graph",
+        "export/trace.py",
+        "return torch.softmax(self.network(image), dim=1)",
+        "return torch.softmax(torch.softmax(self.network(image), dim=1), dim=1)",
+        "tests/test_trace.py::"
+        "test_any_batch_and_any_shape_of_the_divisor_give_the_softmax_of_the_logits"
+        "[plain-2-levels]",
+    ),
+    Fault(
+        "double-softmax-in-validation",
+        "train/backend.py",
+        "torch.softmax(model(inputs).float(), dim=1)",
+        "torch.softmax(torch.softmax(model(inputs).float(), dim=1), dim=1)",
+        "tests/test_train_network.py::test_backend_applies_softmax_once_and_keeps_the_mode[False]",
+    ),
+    Fault(
+        "identity-affine",
+        "runtime/nifti.py",
+        "header.set_sform(grid.sform if grid.sform is not None else grid.affine,",
+        "header.set_sform(np.eye(4),",
+        "tests/test_nifti.py::test_label_maps_lie_where_the_input_lies[both-Y_seg.nii]",
+    ),
+    Fault(
+        "affine-without-its-form",
+        "runtime/nifti.py",
+        "header.set_qform(grid.qform if grid.qform is not None else grid.affine, grid.qform_code)",
+        "header.set_qform(grid.affine, grid.qform_code)",
+        "tests/test_nifti.py::test_label_maps_lie_where_the_input_lies[they differ-Y_seg.nii]",
+    ),
+    Fault(
+        "three-for-four",
+        "runtime/labels.py",
+        "Convention.BRATS2020: {Label.NCR: 1, Label.ED: 2, Label.ET: 4},",
+        "Convention.BRATS2020: {Label.NCR: 1, Label.ED: 2, Label.ET: 3},",
+        "tests/test_prediction.py::test_labels_are_written_as_the_input_names_them_or_as_asked"
+        "[brats2020-None]",
+    ),
+    Fault(
+        "sample-deviation",
+        "runtime/ops/numpy.py",
+        "np.sqrt(max(squares, 0.0) / count)",
+        "np.sqrt(max(squares, 0.0) / (count - 1))",
+        "tests/test_preprocess.py::test_voxels_are_those_of_the_formula",
+    ),
+    Fault(
+        "statistics-over-the-background-too",
+        "runtime/preprocess.py",
+        "ops.statistics(view if brain_only else whole.oriented(raw[name]), brain_only)",
+        "ops.statistics(whole.oriented(raw[name]), False)",
+        "tests/test_preprocess.py::test_voxels_are_those_of_the_formula",
+    ),
+    Fault(
+        "box-one-voxel-off",
+        "runtime/preprocess.py",
+        "self.placement.boxed(full)[...] = self.placement.inner(box)",
+        "self.placement.boxed(full)[1:] = self.placement.inner(box)[:-1]",
+        "tests/test_segmenter.py::test_labels_and_probabilities_are_in_file_order[LPS]",
+    ),
+    Fault(
+        "no-floor-under-the-importance",
+        "runtime/windows.py",
+        "np.maximum(product, IMPORTANCE_FLOOR)",
+        "np.asarray(product)",
+        "tests/test_windows.py::test_importance_is_the_gaussian_of_the_design",
+    ),
+    Fault(
+        "ties-to-the-highest-label",
+        "runtime/ops/numpy.py",
+        "larger = total[index] > best",
+        "larger = total[index] >= best",
+        "tests/test_windows.py::test_a_tie_goes_to_the_lower_label",
+    ),
+    Fault(
+        "truncated-gzip-accepted",
+        "runtime/nifti.py",
+        "return bytes(igzip.decompress(stored))",
+        "return bytes(isal_zlib.decompressobj(wbits=31).decompress(stored))",
+        "tests/test_nifti.py::test_a_gzip_without_its_last_bytes_is_noticed[4]",
+    ),
+    Fault(
+        "sidecar-before-the-label-map",
+        "runtime/prediction.py",
+        "plan.sidecar.unlink(missing_ok=True)",
+        'write_json(plan.sidecar, {"schema": SIDECAR_SCHEMA})',
+        "tests/test_prediction.py::"
+        "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[2]",
+    ),
+    Fault(
+        "old-sidecar-beside-a-new-label-map",
+        "runtime/prediction.py",
+        "plan.sidecar.unlink(missing_ok=True)",
+        "pass",
+        "tests/test_prediction.py::"
+        "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[1]",
+    ),
+    Fault(
+        "batch-norm-folded-with-the-wrong-sign",
+        "export/fuse.py",
+        "(graph.bias(conv, len(weight)) - mean) * factor + shift",
+        "(graph.bias(conv, len(weight)) + mean) * factor + shift",
+        "tests/test_fuse.py::test_a_batch_norm_folds_by_its_definition[1e-05-False]",
+    ),
+    Fault(
+        "skip-and-upsampled-swapped",
+        "export/fuse.py",
+        "of_up, of_skip = parts if up_first else parts[::-1]",
+        "of_up, of_skip = parts[::-1] if up_first else parts",
+        "tests/test_fuse.py::test_either_order_of_the_concatenation_composes[2-True-3-up-first]",
+    ),
+    Fault(
+        "order-of-the-concatenation-ignored",
+        "export/fuse.py",
+        "up_first = concat.input[0] == up.output[0]",
+        "up_first = True",
+        "tests/test_fuse.py::test_either_order_of_the_concatenation_composes[2-True-3-skip-first]",
+    ),
+    Fault(
+        "composed-kernel-mirrored",
+        "export/fuse.py",
+        "ai - ti + size - 1",
+        "1 - ai + ti",
+        "tests/test_fuse.py::test_composed_kernel_is_exact_in_integers",
+    ),
+    Fault(
+        "bias-composed-away",
+        "export/fuse.py",
+        "if np.any(graph.bias(up, 1)):",
+        "if False:",
+        "tests/test_fuse.py::test_what_does_not_compose_exactly_is_left_alone_and_named[bias]",
+    ),
+    Fault(
+        "fp16-without-rounding",
+        "export/emulate.py",
+        "result = result.to(torch.float16).to(self._arithmetic)",
+        "result = result.to(self._arithmetic)",
+        "tests/test_precision.py::test_rounding_equals_numpys_float16_tensor_by_tensor",
+    ),
+    Fault(
+        "undecided-passes-the-gate",
+        "export/parity.py",
+        '"pass" if enough else "inconclusive"',
+        '"pass"',
+        "tests/test_parity.py::test_a_reference_that_shows_too_little_decides_nothing[no ET]",
+    ),
+    Fault(
+        "empty-against-empty-scores-nothing",
+        "runtime/metrics.py",
+        "dice_both_empty: float = 1.0",
+        "dice_both_empty: float = 0.0",
+        "tests/test_metrics.py::test_empty_against_empty_and_empty_against_full",
+    ),
+    Fault(
+        "distances-not-pooled",
+        "runtime/metrics.py",
+        """    pooled = np.concatenate(
+        [
+            ndimage.distance_transform_edt(~there, sampling=spacing)[here]
+            for here, there in ((surface_a, surface_b), (surface_b, surface_a))
+        ]
+    )
+    return float(np.percentile(pooled, profile.hd95_percentile))
+""",
+        """    return max(
+        float(
+            np.percentile(
+                ndimage.distance_transform_edt(~there, sampling=spacing)[here],
+                profile.hd95_percentile,
+            )
+        )
+        for here, there in ((surface_a, surface_b), (surface_b, surface_a))
+    )
+""",
+        "tests/test_metrics.py::test_hd95_pools_both_directions",
+    ),
+)
+
+Run = Callable[[], subprocess.CompletedProcess[str]]
+
+
+def copy_project(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".hypothesis")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run_pytest(folder: Path, *selection: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTEST_ADDOPTS") and not name.startswith("PYTEST_")
+    }
+    # Two of them run side by side; installed plugins take a second to load and none is needed.
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *selection]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def with_fault(folder: Path, fault: Fault) -> subprocess.CompletedProcess[str]:
+    copy_project(folder)
+    file = folder / fault.file
+    text = file.read_text()
+    assert text.count(fault.old) == 1, (
+        f"{fault.file} holds {text.count(fault.old)} times, not once:\n{fault.old}"
+    )
+    file.write_text(text.replace(fault.old, fault.new))
+    return run_pytest(folder, fault.noticed_by)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+    """Every run that a selected test of this file asks for, two at a time."""
+    wanted = {item.name for item in request.session.items if item.path == request.path}
+    with ThreadPoolExecutor(2) as pool:
+        futures = {}
+        if "test_without_a_fault_they_pass" in wanted:
+            folder = copy_project(tmp_path_factory.mktemp("control"))
+            selection = sorted({fault.noticed_by for fault in FAULTS})
+            futures["control"] = pool.submit(run_pytest, folder, *selection)
+        for fault in FAULTS:
+            if f"test_a_fault_is_noticed[{fault.name}]" in wanted:
+                folder = tmp_path_factory.mktemp(fault.name)
+                futures[fault.name] = pool.submit(with_fault, folder, fault)
+        yield futures
+        for future in futures.values():
+            future.cancel()
+
+
+Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
+
+
+def summary(result: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    """What pytest counted: {"passed": 3, "failed": 1}."""
+    lines = result.stdout.strip().splitlines() or [""]
+    return {kind: int(count) for count, kind in re.findall(r"(\d+) ([a-z]+)", lines[-1])}
+
+
+def test_without_a_fault_they_pass(runs: Runs) -> None:
+    result = runs["control"].result()
+    assert result.returncode == 0, result.stdout + result.stderr
+    counted = summary(result)
+    # None is skipped, and no selection stands for more than one test.
+    assert {kind: counted[kind] for kind in counted if kind != "in"} == {
+        "passed": len({fault.noticed_by for fault in FAULTS})
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_noticed(runs: Runs, fault: Fault) -> None:
+    result = runs[fault.name].result()
+    # 1 is "tests failed"; the others are collection, usage and internal errors.
+    assert result.returncode == 1, f"exit {result.returncode}\n{result.stdout}{result.stderr}"
+    counted = summary(result)
+    assert counted.get("failed") == 1, result.stdout
+    assert "error" not in counted, result.stdout
+
+
+def test_names_are_unique() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+    assert all(fault.old != fault.new for fault in FAULTS)

@@ -1,0 +1,361 @@
+"""Every backend keeps one contract, and what cannot run is refused with the right exit code."""
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+import torch
+
+from export.emulate import EmulatedBackend, EmulatedGraph
+from runtime.backends import Backend, BackendInfo, BackendOptions, open_backend
+from runtime.errors import (
+    BackendUnavailableError,
+    BratsError,
+    InputError,
+    ParityError,
+    UsageError,
+)
+from runtime.model_card import ModelCard, Shape3
+from runtime.model_dir import MANIFEST, ONNX_FP32, PARITY, ModelDir, manifest_of
+from train.backend import TorchBackend
+from train.unet import UNet3D
+
+Floats = npt.NDArray[np.float32]
+WINDOW = (16, 12, 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    """Windows this small are faster on one thread, and two cores serve many tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def truth_of(network: UNet3D, windows: Floats) -> npt.NDArray[np.float64]:
+    """Softmax of the network in float64."""
+    double = UNet3D(network.in_channels, network.classes, network.features, 0.0, residual=True)
+    double.load_state_dict(network.state_dict())
+    double.double().eval()
+    with torch.no_grad():
+        result: npt.NDArray[np.float64] = torch.softmax(
+            double(torch.from_numpy(windows).double()), 1
+        ).numpy()
+    return result
+
+
+@pytest.fixture(scope="module", params=["ort", "openvino", "torch", "emulation"])
+def opened(
+    request: pytest.FixtureRequest, tiny_model: Path, tiny_network: UNet3D, tiny_card: ModelCard
+) -> Any:
+    if request.param == "torch":
+        backend: Backend = TorchBackend(tiny_network, tiny_card)
+    elif request.param == "emulation":
+        graph = EmulatedGraph(onnx.load(tiny_model / ONNX_FP32))
+        backend = EmulatedBackend(graph, tiny_card, BackendInfo("emulation", "cpu", "fp32"))
+    else:
+        options = BackendOptions(request.param, threads=1)
+        backend = open_backend(ModelDir.open(tiny_model), options)
+    yield backend
+    backend.close()
+
+
+def run(backend: Backend, windows: Floats) -> tuple[list[tuple[str, int, int]], Floats]:
+    calls: list[tuple[str, int, int]] = []
+    results = np.full((len(windows), 4, *windows.shape[2:]), np.nan, np.float32)
+
+    def fill(first: int, last: int, inputs: Any) -> None:
+        assert inputs.shape == (last - first, *windows.shape[1:])
+        assert inputs.dtype == np.float32
+        calls.append(("fill", first, last))
+        inputs[...] = windows[first:last]
+
+    def take(first: int, last: int, probabilities: Any) -> None:
+        assert probabilities.shape == (last - first, 4, *windows.shape[2:])
+        assert probabilities.dtype == np.float32
+        calls.append(("take", first, last))
+        results[first:last] = probabilities
+
+    backend.run(len(windows), fill, take)
+    return calls, results
+
+
+def random_windows(count: int, window: Shape3 = WINDOW, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).normal(size=(count, 4, *window)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 1), (4, 2), (5, 2), (7, 3), (2, 4)])
+def test_every_window_is_filled_and_taken_once_in_order(
+    opened: Backend, count: int, batch: int
+) -> None:
+    opened.bind(WINDOW, batch)
+    windows = random_windows(count)
+    calls, results = run(opened, windows)
+    fills, takes = calls[::2], calls[1::2]
+    assert {name for name, _, _ in fills} == {"fill"}
+    assert [("take", *rest) for _, *rest in fills] == takes
+    assert takes[0][1] == 0
+    assert takes[-1][2] == count
+    assert all(one[2] == two[1] for one, two in itertools.pairwise(takes))
+    assert all(0 < last - first <= batch for _, first, last in takes)
+    assert np.isfinite(results).all()
+
+
+def test_probabilities_are_those_of_the_network_in_float64(
+    opened: Backend, tiny_network: UNet3D
+) -> None:
+    opened.bind(WINDOW, 2)
+    windows = random_windows(3)
+    _, results = run(opened, windows)
+    expected = truth_of(tiny_network, windows)
+    assert expected.std() > 0.05  # no flat field
+    np.testing.assert_allclose(results, expected, atol=1e-4)
+    np.testing.assert_allclose(results.sum(axis=1), 1, atol=1e-5)
+
+
+def test_another_window_can_be_bound_and_the_first_one_again(
+    opened: Backend, tiny_network: UNet3D
+) -> None:
+    for window in (WINDOW, (8, 20, 4), (4, 4, 4), WINDOW):
+        windows = random_windows(3, window, seed=1)
+        opened.bind(window, 2)
+        _, results = run(opened, windows)
+        np.testing.assert_allclose(results, truth_of(tiny_network, windows), atol=1e-4)
+        _, again = run(opened, windows)
+        np.testing.assert_array_equal(again, results)
+
+
+@pytest.mark.parametrize("window", [(16, 12, 6), (16, 13, 8), (0, 12, 8), (-4, 12, 8)])
+def test_a_window_the_network_cannot_halve_is_refused(opened: Backend, window: Shape3) -> None:
+    with pytest.raises(UsageError, match="multiples of 4"):
+        opened.bind(window, 1)
+
+
+def test_the_card_and_info_are_those_of_the_model(opened: Backend, tiny_card: ModelCard) -> None:
+    assert opened.card == tiny_card
+    assert opened.info.device == "cpu"
+    assert opened.info.precision == "fp32"
+
+
+def test_nothing_runs_after_close(
+    tiny_model: Path, tiny_network: UNet3D, tiny_card: ModelCard
+) -> None:
+    model = ModelDir.open(tiny_model)
+    backends = [
+        open_backend(model, BackendOptions(name, threads=1)) for name in ("ort", "openvino")
+    ]
+    for backend in (*backends, TorchBackend(tiny_network, tiny_card)):
+        backend.bind(WINDOW, 1)
+        backend.close()
+        with pytest.raises((RuntimeError, AttributeError, ValueError)):
+            run(backend, random_windows(1))
+
+
+def test_torch_leaves_the_network_in_the_mode_it_was_in(
+    tiny_card: ModelCard, tiny_network: UNet3D
+) -> None:
+    network = UNet3D(features=(4, 8, 16), dropout=0.5, residual=True)
+    network.load_state_dict(tiny_network.state_dict())
+    backend = TorchBackend(network.train(), tiny_card)
+    backend.bind(WINDOW, 1)
+    windows = random_windows(1)
+    np.testing.assert_allclose(run(backend, windows)[1], truth_of(tiny_network, windows), atol=1e-4)
+    assert network.training
+
+
+# Opening
+
+
+def test_auto_is_openvino_on_a_cpu(tiny_model: Path) -> None:
+    backend = open_backend(ModelDir.open(tiny_model), BackendOptions(device="cpu", threads=1))
+    info = backend.info
+    backend.close()
+    assert (info.name, info.device, info.precision) == ("openvino", "cpu", "fp32")
+    assert info.artefact == ONNX_FP32
+    assert info.sha256 == hashlib.sha256((tiny_model / ONNX_FP32).read_bytes()).hexdigest()
+    assert info.certificate == "inconclusive"
+    assert info.fell_back_from is None
+
+
+def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import runtime.backends
+
+    found = runtime.backends.find_spec
+    monkeypatch.setattr(
+        runtime.backends, "find_spec", lambda name: None if name == "openvino" else found(name)
+    )
+    backend = open_backend(ModelDir.open(tiny_model), BackendOptions(device="cpu", threads=1))
+    info = backend.info
+    backend.close()
+    assert info.name == "ort"
+    assert "openvino" in str(info.fell_back_from)
+    with pytest.raises(BackendUnavailableError):
+        open_backend(ModelDir.open(tiny_model), BackendOptions("openvino"))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "code"),
+    [
+        (BackendOptions("trt"), BackendUnavailableError, 4),
+        (BackendOptions(device="cuda:7"), BackendUnavailableError, 4),
+        (BackendOptions("ort", device="cuda:7"), BackendUnavailableError, 4),
+        (BackendOptions("openvino", device="cuda:7"), BackendUnavailableError, 4),
+        (BackendOptions("trt", device="cpu"), UsageError, 2),
+        (BackendOptions(device="gpu"), UsageError, 2),
+        (BackendOptions(device="cuda:x"), UsageError, 2),
+        (BackendOptions(device="cuda:"), UsageError, 2),
+        (BackendOptions("ort", device="cpu", precision="fp16"), UsageError, 2),
+        (BackendOptions(device="cpu", precision="fp16"), UsageError, 2),
+        (BackendOptions(device="cpu", precision="int8"), UsageError, 2),
+    ],
+)
+def test_what_cannot_be_had_is_refused(
+    tiny_model: Path,
+    options: BackendOptions,
+    kind: type[BratsError],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import runtime.backends
+
+    monkeypatch.setattr(runtime.backends, "cuda_devices", lambda: 0)
+    with pytest.raises(kind) as caught:
+        open_backend(ModelDir.open(tiny_model), options)
+    assert caught.value.exit_code == code
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def copied(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+def put(model: Path, change: Callable[[Path], object]) -> ModelDir:
+    """Change a model directory and make its manifest agree."""
+    change(model)
+    (model / MANIFEST).write_text(json.dumps(manifest_of(model)))
+    return ModelDir.open(model)
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+def test_one_changed_byte_is_noticed(copied: Path, name: Any) -> None:
+    data = bytearray((copied / ONNX_FP32).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / ONNX_FP32).write_bytes(data)
+    model = ModelDir.open(copied)
+    with pytest.raises(InputError, match="differs from the manifest") as caught:
+        open_backend(model, BackendOptions(name))
+    assert caught.value.where == str(copied / ONNX_FP32)
+
+
+@pytest.mark.parametrize("name", ["ort", "openvino"])
+@pytest.mark.parametrize("damage", ["text", "empty", "half", "another graph"])
+def test_a_corrupt_graph_that_its_manifest_vouches_for(
+    copied: Path, name: Any, damage: str
+) -> None:
+    def change(model: Path) -> None:
+        file = model / ONNX_FP32
+        data = file.read_bytes()
+        if damage == "another graph":
+            proto = onnx.load_from_string(data)
+            proto.graph.node[0].op_type = "NoSuchOperator"
+            data = proto.SerializeToString()
+        file.write_bytes(
+            {
+                "text": b"this is no network\n" * 50,
+                "empty": b"",
+                "half": data[: len(data) // 2],
+            }.get(damage, data)
+        )
+
+    model = put(copied, change)
+    with pytest.raises(InputError) as caught:
+        open_backend(model, BackendOptions(name, device="cpu", uncertified=True))
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    assert ONNX_FP32 in str(caught.value)
+
+
+def certificate(verdicts: dict[str, str] | None, sha256: str | None = None) -> Any:
+    def change(model: Path) -> None:
+        digest = sha256 or hashlib.sha256((model / ONNX_FP32).read_bytes()).hexdigest()
+        entries = [
+            {"file": ONNX_FP32, "sha256": digest, "backend": backend, "verdict": verdict}
+            for backend, verdict in (verdicts or {}).items()
+        ]
+        (model / PARITY).write_text(json.dumps({"schema": 1, "artefacts": entries}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "sha256", "expected"),
+    [
+        ({"openvino": "pass", "ort": "pass"}, None, "pass"),
+        ({"openvino": "pass", "ort": "inconclusive"}, None, "inconclusive"),
+        ({"openvino": "fail", "ort": "pass"}, None, None),
+        ({}, None, None),
+        ({"openvino": "pass"}, "0" * 64, None),  # of other bytes
+    ],
+)
+def test_only_a_certificate_of_these_bytes_counts(
+    copied: Path, verdicts: dict[str, str], sha256: str | None, expected: str | None
+) -> None:
+    model = put(copied, certificate(verdicts, sha256))
+    if expected is None:
+        with pytest.raises(ParityError, match="--uncertified") as caught:
+            open_backend(model, BackendOptions("ort", device="cpu"))
+        assert caught.value.exit_code == 5
+    options = BackendOptions("ort", device="cpu", uncertified=expected is None)
+    backend = open_backend(model, options)
+    backend.close()
+    found = backend.info.certificate
+    assert found == (expected or ("fail" if "fail" in verdicts.values() else "none"))
+
+
+@pytest.mark.parametrize("file", [MANIFEST, PARITY, "card.json"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "text", "list", "changed"])
+def test_a_damaged_model_directory_is_bad_input(copied: Path, file: str, damage: str) -> None:
+    path = copied / file
+    if damage == "gone":
+        path.unlink()
+    elif damage == "changed" and file != MANIFEST:
+        path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+    elif damage == "changed":
+        path.write_text('{"schema": 1, "files": {"card.json": {}}}')
+    else:
+        path.write_text({"empty": "", "text": "no json", "list": "[]"}[damage])
+    with pytest.raises(InputError) as caught:
+        ModelDir.open(copied)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", '{"artefacts": 3}', '{"artefacts": [{}]}'])
+def test_a_certificate_of_no_use_lets_no_model_run(copied: Path, content: str) -> None:
+    """Consistent with the manifest, and yet nothing that this version wrote."""
+
+    def read_and_open() -> None:
+        model = put(copied, lambda path: (path / PARITY).write_text(content))
+        open_backend(model, BackendOptions("ort", device="cpu"))
+
+    with pytest.raises((InputError, ParityError)) as caught:
+        read_and_open()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_directory_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such directory"):
+        ModelDir.open(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a file"):
+        ModelDir.open(tmp_path / "file")

@@ -1,0 +1,496 @@
+"""brats-infer from its command line: exit codes, one sentence per error, nothing half written."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from runtime import __version__
+from runtime.backends import BackendOptions, open_backend
+from runtime.case import Case
+from runtime.cli.infer import main
+from runtime.labels import MODALITIES
+from runtime.model_dir import CARD, MANIFEST, ONNX_FP32, PARITY, ModelDir, manifest_of
+from runtime.nifti import load
+from runtime.segmenter import Segmenter, SegmentOptions
+
+WriteCase = Callable[..., Path]
+Change = Callable[[Path], object]
+
+SHAPE = (40, 18, 14)
+TRUTH = b"the truth of this case"
+
+
+def voxels(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.int16]:
+    return np.random.default_rng(seed).integers(1, 900, shape).astype(np.int16)
+
+
+@pytest.fixture
+def case_dir(tmp_path: Path, write_case: WriteCase) -> Path:
+    """A case that is smaller than the patch on one axis, with bytes in the place of truth."""
+    images = {name: voxels(index) for index, name in enumerate(MODALITIES)}
+    folder = write_case(tmp_path / "data" / "X", images)
+    (folder / "X_seg.nii.gz").write_bytes(TRUTH)
+    return folder
+
+
+@pytest.fixture
+def infer(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, Path]]:
+    """infer(case, *flags) -> exit code, standard error, output folder."""
+
+    def call(case: Path, *flags: object, model: Path = tiny_model) -> tuple[int, str, Path]:
+        out = tmp_path / "out"
+        given = list(map(str, flags))
+        if "--backend" not in given:
+            given += ["--backend", "ort"]
+        if "-o" not in given:
+            given += ["-o", str(out)]
+        capsys.readouterr()
+        code = main([str(case), "--model", str(model), "--threads", "1", *given])
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return code, captured.err, out
+
+    return call
+
+
+def sentence(err: str, *parts: str) -> None:
+    """One line, which names the fault and holds a remedy, and no traceback."""
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("error:")]
+    assert err.endswith(line + "\n")
+    assert ": found " in line
+    assert ", expected " in line
+    remedy = line.rpartition("; ")[2]
+    assert len(remedy) > 5
+    assert remedy.endswith(".")
+    for part in parts:
+        assert part in line, line
+
+
+def nothing_in(out: Path) -> None:
+    assert not out.exists() or list(out.iterdir()) == []
+
+
+def image(folder: Path, name: str, array: npt.NDArray[Any], affine: Any = None) -> None:
+    affine = np.diag([-1.0, -1, 1, 1]) if affine is None else affine
+    nib.save(nib.Nifti1Image(array, affine), folder / f"X_{name}.nii.gz")
+
+
+def with_nan(folder: Path) -> None:
+    array = voxels(0).astype(np.float32)
+    array[3, 4, 5] = np.nan
+    image(folder, "t1", array)
+
+
+def truncated(folder: Path) -> None:
+    data = (folder / "X_t2.nii.gz").read_bytes()
+    (folder / "X_t2.nii.gz").write_bytes(data[: len(data) // 2])
+
+
+def flipped(folder: Path) -> None:
+    data = bytearray((folder / "X_t2.nii.gz").read_bytes())
+    data[-6] ^= 4
+    (folder / "X_t2.nii.gz").write_bytes(data)
+
+
+def empty(folder: Path) -> None:
+    for name in MODALITIES:
+        image(folder, name, np.zeros(SHAPE, np.int16))
+
+
+BAD_CASES: list[tuple[Change, str]] = [
+    (lambda folder: (folder / "X_t1ce.nii.gz").unlink(), "t1ce"),
+    (lambda folder: shutil.copy(folder / "X_t1.nii.gz", folder / "X_t1n.nii.gz"), "X_t1n.nii.gz"),
+    (lambda folder: image(folder, "t2", voxels(9, (40, 18, 15))), "X_t2.nii.gz"),
+    (lambda folder: image(folder, "t1ce", voxels(9), np.diag([-1.0, -1, 1.2, 1])), "X_t1ce.nii.gz"),
+    (lambda folder: image(folder, "t1ce", voxels(9), np.diag([1.0, -1, 1, 1])), "X_t1ce.nii.gz"),
+    (truncated, "X_t2.nii.gz"),
+    (flipped, "X_t2.nii.gz"),
+    (with_nan, "X_t1.nii.gz"),
+    (empty, "X_flair.nii.gz"),
+    (lambda folder: image(folder, "t1", np.full(SHAPE, 5, np.int16)), "X_t1.nii.gz"),
+    (lambda folder: image(folder, "t1", np.zeros((*SHAPE, 2), np.int16)), "X_t1.nii.gz"),
+    (lambda folder: (folder / "X_t1.nii.gz").write_bytes(b"no image"), "X_t1.nii.gz"),
+    (lambda folder: shutil.rmtree(folder), "X"),
+    (lambda folder: [path.unlink() for path in folder.iterdir()], "X"),
+]
+NAMES = ["missing", "doubled", "shape", "affine", "flip", "truncated", "crc", "nan", "empty brain",
+    "constant", "4D", "no image", "no folder", "empty folder"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "named"), BAD_CASES, ids=NAMES)
+def test_a_bad_case_exits_3(infer: Any, case_dir: Path, damage: Change, named: str) -> None:
+    damage(case_dir)
+    for flags in ((), ("--quiet",)):
+        code, err, out = infer(case_dir, *flags)
+        assert code == 3
+        sentence(err, named)
+        nothing_in(out)
+    assert err.count("\n") == 1
+
+
+def vouched(model: Path) -> None:
+    (model / MANIFEST).write_text(json.dumps(manifest_of(model)))
+
+
+def no_network(model: Path) -> None:
+    (model / ONNX_FP32).write_bytes(b"no network" * 100)
+    vouched(model)
+
+
+BAD_MODELS: list[tuple[Change, int, str]] = [
+    (shutil.rmtree, 3, "model"),
+    (lambda model: (model / CARD).unlink(), 3, CARD),
+    (lambda model: ((model / CARD).unlink(), vouched(model)), 3, CARD),
+    (lambda model: (model / MANIFEST).unlink(), 3, MANIFEST),
+    (lambda model: (model / PARITY).unlink(), 3, PARITY),
+    (lambda model: (model / ONNX_FP32).unlink(), 3, ONNX_FP32),
+    (lambda model: (model / CARD).write_text("{}"), 3, CARD),
+    (lambda model: ((model / CARD).write_text("{}"), vouched(model)), 3, CARD),
+    (lambda model: (model / ONNX_FP32).write_bytes(b"changed"), 3, ONNX_FP32),
+    (lambda model: (model / MANIFEST).write_text("{"), 3, MANIFEST),
+    (no_network, 5, ONNX_FP32),
+]
+
+
+@pytest.mark.parametrize(("damage", "code", "named"), BAD_MODELS)
+def test_a_bad_model_directory_is_named(
+    infer: Any,
+    case_dir: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    damage: Change,
+    code: int,
+    named: str,
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "copied model"))
+    damage(model)
+    found, err, out = infer(case_dir, model=model)
+    assert found == code
+    sentence(err, named)
+    nothing_in(out)
+
+
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_a_corrupt_network_exits_3(
+    infer: Any, case_dir: Path, tiny_model: Path, tmp_path: Path, backend: str
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "copied model"))
+    no_network(model)
+    code, err, out = infer(case_dir, "--uncertified", "--backend", backend, model=model)
+    assert code == 3
+    sentence(err, ONNX_FP32)
+    nothing_in(out)
+
+
+def test_a_network_that_overflows_exits_8(
+    infer: Any, case_dir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "copied model"))
+    proto = onnx.load(model / ONNX_FP32)
+    weights = max(proto.graph.initializer, key=lambda item: len(item.dims))
+    weights.CopyFrom(
+        numpy_helper.from_array(np.full(tuple(weights.dims), np.nan, np.float32), weights.name)
+    )
+    onnx.save(proto, model / ONNX_FP32)
+    vouched(model)
+    code, err, out = infer(case_dir, "--uncertified", model=model)
+    assert code == 8
+    sentence(err, "X", "NaN")
+    nothing_in(out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "named"),
+    [
+        (["--overlap", "0.5", "--stride", "16,16,8"], 2, "--stride"),
+        (["--overlap", "1.5"], 2, "--overlap"),
+        (["--stride", "40,16,8"], 2, "--stride"),
+        (["--patch", "30,32,16"], 2, "--patch"),
+        (["--patch", "0,32,16"], 2, "--patch"),
+        (["--batch", "0"], 2, "--batch"),
+        (["--device", "gpu"], 2, "--device"),
+        (["--precision", "fp16", "--device", "cpu"], 2, "--precision"),
+        (["--precision", "int8", "--device", "cpu"], 2, "--precision"),
+        (["--channels", "a,b"], 2, "--channels"),
+        (["--backend", "trt", "--device", "cpu"], 2, "--device"),
+        (["--backend", "trt"], 4, "--backend trt"),
+        (["--device", "cuda:77"], 4, "--device"),
+    ],
+)
+def test_flags_that_cannot_be_met(
+    infer: Any, case_dir: Path, flags: list[str], code: int, named: str
+) -> None:
+    found, err, out = infer(case_dir, *flags)
+    assert found == code
+    sentence(err, named)
+    nothing_in(out)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--no-such-flag"],
+        ["--patch", "32,32"],
+        ["--patch", "a,b,c"],
+        ["--stride", "1,2,3,4"],
+        ["--overlap", "half"],
+        ["--backend", "tensorflow"],
+        ["--labels", "brats2019"],
+        ["--placement", "even"],
+    ],
+)
+def test_flags_that_are_none_exit_2(
+    infer: Any, case_dir: Path, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        infer(case_dir, *flags)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"brats-infer {__version__}\n"
+
+
+def test_an_output_that_cannot_be_written_exits_7(
+    infer: Any, case_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        code, err, _ = infer(case_dir, "-o", target)
+        assert code == 7
+        sentence(err, str(target))
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_disk_that_fills_up_exits_7_and_leaves_nothing(
+    infer: Any, case_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("runtime.atomic.os.fsync", full)
+    code, err, out = infer(case_dir)
+    assert code == 7
+    sentence(err, "No space left on device")
+    nothing_in(out)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"], ["--resume"]])
+def test_the_folder_of_the_case_is_never_written(
+    infer: Any, case_dir: Path, tmp_path: Path, overwrite: list[str]
+) -> None:
+    (tmp_path / "link").symlink_to(case_dir)
+    before = {path.name: path.read_bytes() for path in case_dir.iterdir()}
+    for target in (case_dir, tmp_path / "link", case_dir / ".." / "X"):
+        code, err, _ = infer(case_dir, "-o", target, *overwrite)
+        assert code == 2
+        sentence(err, str(target), "-o")
+    assert {path.name: path.read_bytes() for path in case_dir.iterdir()} == before
+    assert before["X_seg.nii.gz"] == TRUTH
+
+
+@pytest.mark.parametrize("name", ["X_seg.nii.gz", "X.json", "X_prob.nii.gz"])
+def test_a_foreign_file_is_never_overwritten(
+    infer: Any, case_dir: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    content = gzip.compress(bytes(400)) if name.endswith("gz") else b'{"theirs": 1}'
+    (out / name).write_bytes(content)
+    for flags in ([], ["--overwrite"], ["--resume"]):
+        code, err, _ = infer(case_dir, "--probabilities", *flags)
+        assert code == 2
+        sentence(err, name)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {name: content}
+
+
+def test_a_case_smaller_than_the_patch_is_segmented(
+    infer: Any, case_dir: Path, tiny_model: Path
+) -> None:
+    code, err, out = infer(case_dir, "--probabilities")
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "X.json",
+        "X_prob.nii.gz",
+        "X_seg.nii.gz",
+    ]
+    assert str(out / "X_seg.nii.gz") in err.replace("\n", "")
+    written = nib.load(out / "X_seg.nii.gz")
+    assert written.shape == SHAPE
+    np.testing.assert_array_equal(written.affine, nib.load(case_dir / "X_t1.nii.gz").affine)
+    labels = np.asarray(written.dataobj)
+    assert 4 in labels
+    assert 3 not in labels
+    probabilities = np.asarray(nib.load(out / "X_prob.nii.gz").dataobj)
+    winners = np.array([0, 1, 2, 4])[probabilities.argmax(axis=-1)]
+    np.testing.assert_array_equal(labels, winners)
+    backend = open_backend(ModelDir.open(tiny_model), BackendOptions("openvino", threads=1))
+    expected = Segmenter(backend, SegmentOptions(probabilities=True)).segment(
+        load(Case.from_dir(case_dir))
+    )
+    backend.close()
+    assert expected.probabilities is not None
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-4)
+    sidecar = json.loads((out / "X.json").read_text())
+    # 40 voxels in patches of 32, and one patch on the other two axes.
+    assert sidecar["windows"] == {
+        "patch": [32, 32, 16], "overlap": [0.5, 0.5, 0.5], "placement": "fitted", "count": 2,
+    }  # fmt: skip
+    assert (case_dir / "X_seg.nii.gz").read_bytes() == TRUTH
+
+
+def test_flags_reach_the_result(infer: Any, case_dir: Path, tmp_path: Path) -> None:
+    code, err, out = infer(
+        case_dir, "--quiet", "--submission", "--labels", "msd", "--patch", "16,16,8",
+        "--stride", "8,16,4", "--placement", "stride", "--batch", "3", "--backend", "openvino",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == ["X.json", "X.nii.gz"]
+    sidecar = json.loads((out / "X.json").read_text())
+    # 40 by 16 at stride 8: 4 windows; 18 by 16: 2; 14 by 8 at stride 4: 3.
+    assert sidecar["windows"] == {
+        "patch": [16, 16, 8], "overlap": [0.5, 0.0, 0.5], "placement": "stride", "count": 24,
+    }  # fmt: skip
+    assert sidecar["convention"] == "msd"
+    assert sidecar["backend"]["name"] == "openvino"
+    assert set(np.unique(np.asarray(nib.load(out / "X.nii.gz").dataobj))) <= {0, 1, 2, 3}
+    # The same case by numbers: the convention of the first run must be asked for again.
+    numbered = tmp_path / "numbered"
+    numbered.mkdir()
+    for index, name in enumerate(("t2", "t1ce", "flair", "t1")):
+        shutil.copy(case_dir / f"X_{name}.nii.gz", numbered / f"X_000{index}.nii.gz")
+    code, err, _ = infer(numbered, "-o", tmp_path / "second")
+    assert code == 2
+    sentence(err, "--channels")
+    code, err, _ = infer(
+        numbered, "-o", tmp_path / "second", "--channels", "t2w,t1c,t2f,t1n", "--quiet",
+        "--labels", "msd", "--patch", "16,16,8", "--stride", "8,16,4", "--placement", "stride",
+        "--backend", "openvino",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    np.testing.assert_array_equal(
+        np.asarray(nib.load(tmp_path / "second" / "X_seg.nii.gz").dataobj),
+        np.asarray(nib.load(out / "X.nii.gz").dataobj),
+    )
+
+
+def test_spacing_can_be_forced(infer: Any, case_dir: Path) -> None:
+    for index, name in enumerate(MODALITIES):
+        image(case_dir, name, voxels(index), np.diag([-1.0, -1, 2, 1]))
+    code, err, out = infer(case_dir)
+    assert code == 3
+    sentence(err, "1x1x2", "--force-spacing")
+    nothing_in(out)
+    code, err, out = infer(case_dir, "--force-spacing")
+    assert code == 0
+    assert "1x1x2" in err
+    assert len(json.loads((out / "X.json").read_text())["warnings"]) == 1
+
+
+def test_an_earlier_result_is_kept_or_replaced_as_asked(infer: Any, case_dir: Path) -> None:
+    _, _, out = infer(case_dir)
+    first = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
+    code, err, _ = infer(case_dir)
+    assert code == 2
+    sentence(err, "--overwrite", "--resume")
+    code, err, _ = infer(case_dir, "--resume")
+    assert code == 0
+    assert "already done" in err
+    assert first == {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()
+    }
+    code, _, _ = infer(case_dir, "--overwrite")
+    assert code == 0
+    assert (out / "X_seg.nii.gz").read_bytes() == first["X_seg.nii.gz"][0]
+    assert (out / "X_seg.nii.gz").stat().st_mtime_ns > first["X_seg.nii.gz"][1]
+
+
+def test_one_bad_case_does_not_stop_the_others(
+    infer: Any, case_dir: Path, write_case: WriteCase
+) -> None:
+    root = case_dir.parent
+    for case_id in ("A", "Z"):
+        images = {name: voxels(index + ord(case_id)) for index, name in enumerate(MODALITIES)}
+        write_case(root / "deep" / case_id, images, pattern=case_id + "_{}.nii.gz")
+    truncated(case_dir)
+    code, err, out = infer(root)
+    assert code == 6
+    sentence(err, "1 of 3 cases failed", "--resume")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "A.json", "A_seg.nii.gz", "Z.json", "Z_seg.nii.gz",
+    ]  # fmt: skip
+    assert "X_t2.nii.gz" in err
+    # Mended, only the one that failed is done.
+    before = (out / "A_seg.nii.gz").stat().st_mtime_ns
+    image(case_dir, "t2", voxels(3))
+    code, err, out = infer(root, "--resume")
+    assert code == 0
+    assert (out / "X_seg.nii.gz").exists()
+    assert (out / "A_seg.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_folder_of_cases_that_is_also_the_output_is_refused_before_any_work(
+    infer: Any, case_dir: Path, write_case: WriteCase
+) -> None:
+    images = {name: voxels(index) for index, name in enumerate(MODALITIES)}
+    write_case(case_dir.parent / "A", images, pattern="A_{}.nii.gz")
+    before = sorted(case_dir.parent.rglob("*"))
+    code, err, _ = infer(case_dir.parent, "-o", case_dir)
+    assert code == 2
+    sentence(err, str(case_dir))
+    assert sorted(case_dir.parent.rglob("*")) == before
+
+
+def test_an_interrupt_exits_130_and_leaves_nothing(
+    infer: Any, case_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runtime.segmenter.Stitcher.add", interrupted)
+    code, err, out = infer(case_dir)
+    assert code == 130
+    assert "Traceback" not in err
+    nothing_in(out)
+
+
+def test_help_needs_no_framework() -> None:
+    script = """
+import sys
+from runtime.cli import infer
+sys.argv = ["brats-infer", "--help"]
+try:
+    infer()
+except SystemExit as done:
+    code = done.code
+heavy = {"torch", "onnx", "onnxruntime", "openvino", "scipy", "train", "export"} & set(sys.modules)
+print("HEAVY", sorted(heavy), "CODE", code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("HEAVY [] CODE 0\n")
+    assert done.stderr == ""
+    for flag in ("--backend", "--overlap", "--stride", "--submission", "--force-spacing", "-o"):
+        assert flag in done.stdout
+    assert "not a medical device" in done.stdout

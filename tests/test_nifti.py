@@ -1,0 +1,503 @@
+"""We read what nibabel reads, nibabel reads what we write, and damage is noticed."""
+
+import gzip
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runtime.case import Case, Source
+from runtime.errors import InputError, OutputError
+from runtime.labels import MODALITIES
+from runtime.nifti import (
+    INTENT_NAME,
+    Grid,
+    is_ours,
+    load,
+    load_label_map,
+    write_image,
+    write_label_map,
+    write_probabilities,
+)
+
+WriteCase = Callable[..., Path]
+
+OBLIQUE = np.eye(4)
+OBLIQUE[:3, :3] = nib.eulerangles.euler2mat(0.1, -0.2, 0.3) @ np.diag([-0.9, 1.1, 2.5])
+OBLIQUE[:3, 3] = [90.5, -126.25, -72.125]
+LPS = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def one(path: Path) -> Case:
+    return Case("X", {"t1": Source(path)})
+
+
+def read(path: Path) -> tuple[npt.NDArray[Any], Grid]:
+    volume = load(one(path))
+    return volume.images["t1"].voxels, volume.grid
+
+
+def values(dtype: Any, rng: np.random.Generator) -> npt.NDArray[Any]:
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return (rng.normal(100, 40, (7, 6, 5))).astype(dtype)
+    info = np.iinfo(kind)
+    return rng.integers(info.min, info.max, (7, 6, 5), endpoint=True).astype(dtype)
+
+
+@pytest.mark.parametrize("name", ["X.nii", "X.nii.gz"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "float32", "float64"]
+)
+@pytest.mark.parametrize("kind", ["nifti1", "big", "nifti2", "big nifti2"])
+def test_values_and_affine_are_nibabels(
+    tmp_path: Path, name: str, dtype: str, kind: str, rng: np.random.Generator
+) -> None:
+    voxels = values(dtype, rng)
+    path = tmp_path / name
+    image_class = nib.Nifti2Image if "nifti2" in kind else nib.Nifti1Image
+    header = image_class.header_class(endianness=">" if "big" in kind else "<")
+    header.set_data_dtype(np.dtype(dtype).newbyteorder(">" if "big" in kind else "<"))
+    nib.save(image_class(voxels, OBLIQUE, header), path)
+    theirs = nib.load(path)
+    assert theirs.header.endianness == (">" if "big" in kind else "<")
+    found, grid = read(path)
+    np.testing.assert_array_equal(found, np.asanyarray(theirs.dataobj))
+    np.testing.assert_array_equal(found, voxels)
+    assert found.dtype == np.dtype(dtype)
+    assert found.dtype.isnative
+    assert found.flags.f_contiguous
+    np.testing.assert_array_equal(grid.affine, theirs.affine)
+    np.testing.assert_allclose(grid.affine, OBLIQUE, atol=1e-5)
+    assert grid.shape == voxels.shape
+    np.testing.assert_allclose(grid.spacing, [0.9, 1.1, 2.5], rtol=1e-6)
+    assert load(one(path)).images["t1"].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(0.25, 0.0), (2.0, -7.5), (1.0, 3.0), (-1.5, 0)])
+def test_a_scaled_header_is_applied(
+    tmp_path: Path, slope: float, intercept: float, rng: np.random.Generator
+) -> None:
+    path = tmp_path / "X.nii.gz"
+    raw = values("int16", rng)
+    image = nib.Nifti1Image(raw, LPS)
+    image.header.set_slope_inter(slope, intercept)
+    image.to_filename(path)
+    # nibabel scales on writing as well: put the raw integers there ourselves.
+    data = bytearray(gzip.decompress(path.read_bytes()))
+    data[352:] = raw.tobytes(order="F")
+    path.write_bytes(gzip.compress(bytes(data)))
+    theirs = nib.load(path)
+    assert theirs.dataobj.slope == slope
+    found, _ = read(path)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, theirs.get_fdata().astype(np.float32))
+    np.testing.assert_allclose(found, raw * slope + intercept, rtol=1e-6)
+
+
+@pytest.mark.parametrize("slope", [0.0, float("nan"), 1.0])
+def test_a_slope_that_means_none_changes_nothing(
+    tmp_path: Path, slope: float, rng: np.random.Generator
+) -> None:
+    path = tmp_path / "X.nii"
+    raw = values("int16", rng)
+    nib.save(nib.Nifti1Image(raw, LPS), path)
+    data = bytearray(path.read_bytes())
+    data[112:116] = np.float32(slope).tobytes()
+    data[116:120] = np.float32(0).tobytes()
+    path.write_bytes(data)
+    found, _ = read(path)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, raw)
+
+
+def test_the_content_decides_what_is_compressed(tmp_path: Path, rng: np.random.Generator) -> None:
+    """A gzip called .nii and a plain file called .nii.gz both happen."""
+    raw = values("int16", rng)
+    nib.save(nib.Nifti1Image(raw, LPS), tmp_path / "a.nii")
+    plain = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii").write_bytes(gzip.compress(plain))
+    (tmp_path / "c.nii.gz").write_bytes(plain)
+    half = len(plain) // 2
+    (tmp_path / "d.nii.gz").write_bytes(gzip.compress(plain[:half]) + gzip.compress(plain[half:]))
+    for name in ("b.nii", "c.nii.gz", "d.nii.gz"):
+        np.testing.assert_array_equal(read(tmp_path / name)[0], raw)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A compressed file whose voxels fill several deflate blocks."""
+    path = tmp_path_factory.mktemp("packed") / "X.nii.gz"
+    voxels = np.random.default_rng(3).integers(0, 900, (24, 20, 16)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, LPS), path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("part", [0.0, 0.0005, 0.01, 0.3, 0.9])
+def test_a_truncated_gzip_is_noticed(tmp_path: Path, packed: bytes, part: float) -> None:
+    path = tmp_path / "X_t1.nii.gz"
+    path.write_bytes(packed[: int(part * len(packed))])
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("lost", [1, 4, 5, 8, 9])
+def test_a_gzip_without_its_last_bytes_is_noticed(tmp_path: Path, packed: bytes, lost: int) -> None:
+    """All voxels are there; only the checksum and the length are not."""
+    path = tmp_path / "X_t1.nii.gz"
+    path.write_bytes(packed[:-lost])
+    with pytest.raises(InputError, match="gzip"):
+        read(path)
+
+
+@pytest.mark.parametrize("position", [-1, -4, -5, -8])
+def test_a_wrong_checksum_or_length_is_noticed(
+    tmp_path: Path, packed: bytes, position: int
+) -> None:
+    path = tmp_path / "X_t1.nii.gz"
+    damaged = bytearray(packed)
+    damaged[position] ^= 0x10
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="gzip"):
+        read(path)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.floats(0.01, 0.99), st.integers(0, 7))
+def test_one_flipped_bit_is_noticed(tmp_path: Path, packed: bytes, place: float, bit: int) -> None:
+    path = tmp_path / "X_t1.nii.gz"
+    damaged = bytearray(packed)
+    damaged[int(place * len(packed))] ^= 1 << bit
+    path.write_bytes(damaged)
+    with pytest.raises(InputError):
+        read(path)
+
+
+def test_a_plain_file_cut_short_is_noticed(tmp_path: Path, packed: bytes) -> None:
+    path = tmp_path / "X.nii"
+    plain = gzip.decompress(packed)
+    for length in (0, 3, 100, 348, 352, len(plain) - 1):
+        path.write_bytes(plain[:length])
+        with pytest.raises(InputError):
+            read(path)
+    path.write_bytes(plain)
+    assert read(path)[0].shape == (24, 20, 16)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"not an image at all" * 40, b"\0" * 400])
+def test_what_is_no_nifti_is_bad_input(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "X.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        read(path)
+
+
+def test_what_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read(tmp_path / "gone.nii.gz")
+    (tmp_path / "folder.nii.gz").mkdir()
+    with pytest.raises(InputError, match="directory"):
+        read(tmp_path / "folder.nii.gz")
+
+
+@pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 543), st.binary(min_size=1, max_size=8)), max_size=4)
+)
+def test_no_header_makes_anything_but_a_volume_or_bad_input(
+    tmp_path: Path, image_class: Any, changes: list[tuple[int, bytes]]
+) -> None:
+    path = tmp_path / "X.nii"
+    nib.save(image_class(np.arange(60, dtype=np.int16).reshape(5, 4, 3), LPS), path)
+    data = bytearray(path.read_bytes())
+    for place, new in changes:
+        end = min(place + len(new), 348 if image_class is nib.Nifti1Image else 540)
+        data[place:end] = new[: max(0, end - place)]
+    path.write_bytes(data)
+    try:
+        voxels, grid = read(path)
+    except InputError:
+        return
+    assert voxels.shape == grid.shape
+    assert np.isfinite(grid.affine).all()
+
+
+@pytest.mark.parametrize("offset", [-1.0, float("nan"), float("inf"), 4.0, 1e30])
+def test_an_impossible_offset_is_bad_input(tmp_path: Path, offset: float) -> None:
+    path = tmp_path / "X.nii"
+    nib.save(nib.Nifti1Image(np.zeros((5, 4, 3), np.int16), LPS), path)
+    data = bytearray(path.read_bytes())
+    data[108:112] = np.float32(offset).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(InputError):
+        read(path)
+
+
+def test_dimensions_whose_product_wraps_around_are_bad_input(tmp_path: Path) -> None:
+    path = tmp_path / "X.nii"
+    nib.save(nib.Nifti2Image(np.zeros((5, 4, 3), np.int16), LPS), path)
+    data = bytearray(path.read_bytes())
+    data[16:48] = np.array([3, 2**32, 2**32, 1], np.int64).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(InputError):
+        read(path)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_voxels_that_are_not_finite_are_counted(tmp_path: Path, bad: float, dtype: str) -> None:
+    path = tmp_path / "X_t1.nii.gz"
+    voxels = np.ones((6, 5, 4), dtype)
+    voxels[1, 2, 3] = voxels[5, 4, 0] = bad
+    nib.save(nib.Nifti1Image(voxels, LPS), path)
+    with pytest.raises(InputError, match="2 voxels that are NaN or infinite"):
+        read(path)
+    voxels[...] = np.finfo(dtype).max if dtype == "float32" else 1e300
+    nib.save(nib.Nifti1Image(voxels, LPS), path)
+    np.testing.assert_array_equal(read(path)[0], voxels)
+
+
+def test_a_scale_beyond_float32_is_bad_input(tmp_path: Path) -> None:
+    path = tmp_path / "X.nii"
+    nib.save(nib.Nifti1Image(np.full((5, 4, 3), 1000, np.int16), LPS), path)
+    data = bytearray(path.read_bytes())
+    data[112:116] = np.float32(1e38).tobytes()
+    data[116:120] = np.float32(0).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="60 voxels that are NaN or infinite"):
+        read(path)
+
+
+def test_more_than_three_dimensions(tmp_path: Path, rng: np.random.Generator) -> None:
+    path = tmp_path / "X.nii.gz"
+    four = rng.integers(0, 900, (6, 5, 4, 3)).astype(np.int16)
+    nib.save(nib.Nifti1Image(four, LPS), path)
+    with pytest.raises(InputError, match="4D volume of 3 frames"):
+        read(path)
+    sources = {"t2": Source(path, 2), "flair": Source(path, 0)}
+    volume = load(Case("X", sources))
+    np.testing.assert_array_equal(volume.images["t2"].voxels, four[..., 2])
+    np.testing.assert_array_equal(volume.images["flair"].voxels, four[..., 0])
+    assert volume.grid.shape == (6, 5, 4)
+    with pytest.raises(InputError, match="3 channels"):
+        load(Case("X", {"t1": Source(path, 3)}))
+    nib.save(nib.Nifti1Image(four[..., :1], LPS), path)  # a fourth axis of 1 is none
+    np.testing.assert_array_equal(read(path)[0], four[..., 0])
+    nib.save(nib.Nifti1Image(four[..., 0], LPS), path)
+    with pytest.raises(InputError, match="4D one was declared"):
+        load(Case("X", sources))
+    nib.save(nib.Nifti1Image(four[..., None, :], LPS), path)
+    with pytest.raises(InputError, match="6x5x4x1x3"):
+        read(path)
+    nib.save(nib.Nifti1Image(four[..., 0, 0], LPS), path)
+    with pytest.raises(InputError, match="6x5"):
+        read(path)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", [("R", "u1"), ("G", "u1"), ("B", "u1")]])
+def test_voxels_that_are_no_intensities_are_bad_input(tmp_path: Path, dtype: Any) -> None:
+    path = tmp_path / "X.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((5, 4, 3), dtype), LPS), path)
+    with pytest.raises(InputError, match="voxels of type"):
+        read(path)
+
+
+def test_modalities_must_share_one_shape(tmp_path: Path, write_case: WriteCase) -> None:
+    images = {name: np.ones((6, 5, 4), np.int16) for name in MODALITIES}
+    images["t1ce"] = np.ones((6, 4, 5), np.int16)
+    with pytest.raises(InputError) as caught:
+        load(Case.from_dir(write_case(tmp_path, images)))
+    assert caught.value.where.endswith("X_t1ce.nii.gz")
+    assert caught.value.found == "shape 6x4x5"
+    assert caught.value.expected == "6x5x4 as in X_flair.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("shift", "scale", "good"),
+    [(0.0, 1.0, True), (0.04, 1.0, True), (0.06, 1.0, False), (0, 1.0005, True), (0, 1.02, False)],
+)
+def test_modalities_must_share_one_affine(
+    tmp_path: Path, write_case: WriteCase, shift: float, scale: float, good: bool
+) -> None:
+    """A twentieth of a voxel, at the corner that moves most."""
+    images = {name: np.ones((41, 31, 21), np.int16) for name in MODALITIES}
+    folder = write_case(tmp_path, images, LPS)
+    moved = LPS.copy()
+    moved[1, 3] += shift
+    moved[:3, :3] *= scale
+    nib.save(nib.Nifti1Image(images["t2"], moved), folder / "X_t2.nii.gz")
+    if good:
+        assert list(load(Case.from_dir(folder)).images) == list(MODALITIES)
+        return
+    with pytest.raises(InputError, match="moves a corner") as caught:
+        load(Case.from_dir(folder))
+    assert caught.value.where.endswith("X_t2.nii.gz")
+
+
+def test_a_singular_affine_is_bad_input(tmp_path: Path) -> None:
+    path = tmp_path / "X.nii"
+    for bad in (0.0, float("nan")):
+        nib.save(nib.Nifti1Image(np.zeros((5, 4, 3), np.int16), LPS), path)
+        data = bytearray(path.read_bytes())
+        data[280:296] = np.full(4, bad, np.float32).tobytes()
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="singular"):
+            read(path)
+
+
+GEOMETRIES = [
+    ("both", LPS, 1, LPS, 1),
+    ("both oblique", OBLIQUE, 1, OBLIQUE, 2),
+    ("sform only", None, 0, OBLIQUE, 4),
+    ("qform only", OBLIQUE, 1, None, 0),
+    ("they differ", LPS, 1, OBLIQUE, 2),
+    ("neither", None, 0, None, 0),
+    ("sheared sform", None, 0, OBLIQUE + np.eye(4, k=1) * [0, 0.2, 0.3, 0], 1),
+]
+
+
+@pytest.mark.parametrize("name", ["Y_seg.nii.gz", "Y_seg.nii"])
+@pytest.mark.parametrize(
+    ("qform", "qcode", "sform", "scode"),
+    [g[1:] for g in GEOMETRIES],
+    ids=[g[0] for g in GEOMETRIES],
+)
+def test_label_maps_lie_where_the_input_lies(
+    tmp_path: Path,
+    name: str,
+    qform: Any,
+    qcode: int,
+    sform: Any,
+    scode: int,
+    rng: np.random.Generator,
+) -> None:
+    source = nib.Nifti1Image(values("int16", rng), None)
+    source.header.set_zooms((0.9, 1.1, 2.5))
+    source.set_qform(qform, qcode)
+    source.set_sform(sform, scode)
+    source.header["descrip"] = b"patient name"
+    source.header["aux_file"] = b"secret"
+    source.header["db_name"] = b"db"
+    source.header["cal_max"] = 77
+    source.header["toffset"] = 5
+    source.header["intent_name"] = b"theirs"
+    source.header.extensions.append(nib.nifti1.Nifti1Extension(6, b"a comment about the patient"))
+    nib.save(source, tmp_path / "X.nii.gz")
+    source = nib.load(tmp_path / "X.nii.gz")
+    grid = read(tmp_path / "X.nii.gz")[1]
+    labels = rng.integers(0, 5, source.shape).astype(np.uint8)
+    path = tmp_path / name
+    digest = write_label_map(path, labels, grid)
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    written = nib.load(path)
+    header = written.header
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), labels)
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(
+        written.affine, source.affine, atol=2e-6 * np.abs(source.affine).max()
+    )
+    assert int(header["qform_code"]) == qcode
+    assert int(header["sform_code"]) == scode
+    for ours, theirs in (
+        (written.get_qform(coded=True)[0], source.get_qform(coded=True)[0]),
+        (written.get_sform(coded=True)[0], source.get_sform(coded=True)[0]),
+    ):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    np.testing.assert_allclose(
+        header.get_zooms(),
+        # The zooms belong to the qform, as everywhere in NIfTI.
+        nib.affines.voxel_sizes(source.affine if qform is None else qform),
+        rtol=1e-5,
+    )
+    assert (written.dataobj.slope, written.dataobj.inter) == (1, 0)
+    assert header["intent_name"].item() == INTENT_NAME.encode()
+    assert header.get_xyzt_units()[0] == "mm"
+    for field in ("descrip", "aux_file", "db_name"):
+        assert header[field].item() == b""
+    for field in ("cal_max", "cal_min", "toffset", "intent_code"):
+        assert header[field] == 0
+    assert len(header.extensions) == 0
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if name.endswith(".gz") else raw
+    assert len(raw) == 352 + labels.size
+    again, grid_again = load_label_map(path)
+    np.testing.assert_array_equal(again, labels)
+    np.testing.assert_allclose(grid_again.affine, grid.affine, atol=2e-4)
+
+
+def test_the_same_label_map_gives_the_same_bytes(tmp_path: Path, rng: np.random.Generator) -> None:
+    labels = rng.integers(0, 4, (9, 8, 7)).astype(np.uint8)
+    grid = Grid.from_affine((9, 8, 7), OBLIQUE)
+    one = write_label_map(tmp_path / "one_seg.nii.gz", labels, grid)
+    other = write_label_map(tmp_path / "other.nii.gz", np.asfortranarray(labels), grid)
+    assert one == other
+    data = (tmp_path / "one_seg.nii.gz").read_bytes()
+    assert data == (tmp_path / "other.nii.gz").read_bytes()
+    assert data[4:8] == b"\0\0\0\0"  # no time stamp
+    assert data[3] == 0  # no file name
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one_seg.nii.gz", "other.nii.gz"]
+
+
+def test_probabilities_keep_their_four_channels(tmp_path: Path, rng: np.random.Generator) -> None:
+    probabilities = rng.random((6, 5, 4, 4)).astype(np.float32)
+    path = tmp_path / "X_prob.nii.gz"
+    write_probabilities(path, probabilities, Grid.from_affine((6, 5, 4), OBLIQUE))
+    written = nib.load(path)
+    assert written.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asanyarray(written.dataobj), probabilities)
+    np.testing.assert_allclose(written.affine, OBLIQUE, atol=1e-5)
+    assert is_ours(path)
+
+
+@pytest.mark.parametrize("dtype", ["int16", ">i2", "float64", "uint8", ">f4"])
+def test_images_are_written_in_any_dtype_without_our_mark(
+    tmp_path: Path, dtype: str, rng: np.random.Generator
+) -> None:
+    voxels = rng.integers(0, 250, (6, 5, 4)).astype(dtype)
+    path = tmp_path / "X_t1.nii.gz"
+    write_image(path, voxels, Grid.from_affine((6, 5, 4), LPS))
+    np.testing.assert_array_equal(np.asanyarray(nib.load(path).dataobj), voxels)
+    assert not is_ours(path)
+
+
+def test_only_our_own_files_are_ours(tmp_path: Path, packed: bytes) -> None:
+    grid = Grid.from_affine((9, 8, 7), LPS)
+    labels = np.zeros((9, 8, 7), np.uint8)
+    for name in ("a_seg.nii", "a_seg.nii.gz"):
+        write_label_map(tmp_path / name, labels, grid)
+        assert is_ours(tmp_path / name)
+    foreign = nib.Nifti1Image(labels, LPS)
+    for mark in ("", "brats", "brats-deployed", "nnU-Net"):
+        foreign.header["intent_name"] = mark.encode()
+        nib.save(foreign, tmp_path / "b.nii.gz")
+        assert not is_ours(tmp_path / "b.nii.gz"), mark
+    for index, content in enumerate((b"", b"\x1f\x8b", packed[:30], b"text" * 200)):
+        (tmp_path / f"{index}.nii.gz").write_bytes(content)
+        assert not is_ours(tmp_path / f"{index}.nii.gz")
+    assert not is_ours(tmp_path / "gone.nii.gz")
+    assert not is_ours(tmp_path)
+
+
+def test_a_label_map_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        write_label_map(
+            tmp_path / "file" / "X.nii.gz",
+            np.zeros((2, 2, 2), np.uint8),
+            Grid.from_affine((2, 2, 2), LPS),
+        )

@@ -1,0 +1,309 @@
+"""What is put on disk is true, committed by its sidecar, and harms no file of anyone else."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from runtime import __version__
+from runtime.backends import BackendInfo
+from runtime.case import Case, Source
+from runtime.errors import OutputError, UsageError
+from runtime.labels import MODALITIES, Convention
+from runtime.model_card import ModelCard
+from runtime.nifti import load
+from runtime.prediction import OutputOptions, OutputPlan, is_complete, plan_output, save
+from runtime.segmenter import Prediction, Timings
+from runtime.windows import plan_windows
+
+WriteCase = Callable[..., Path]
+
+SHAPE = (10, 9, 8)
+LPS = np.diag([-1.0, -1.0, 2.0, 1.0])
+SETTINGS = {"overlap": (8, 8, 4), "patch": None}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def case(tmp_path: Path, write_case: WriteCase) -> Case:
+    rng = np.random.default_rng(1)
+    images = {name: rng.integers(1, 900, SHAPE).astype(np.int16) for name in MODALITIES}
+    return Case.from_dir(write_case(tmp_path / "case", images, LPS))
+
+
+def labels_of(case: Case) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(2).choice(4, SHAPE, p=[0.6, 0.1, 0.2, 0.1]).astype(np.uint8)
+
+
+def predicted(case: Case, probabilities: bool = False) -> Prediction:
+    labels = labels_of(case)
+    one_hot = (labels[..., None] == np.arange(4)).astype(np.float32)
+    return Prediction(
+        labels=np.asfortranarray(labels),
+        probabilities=0.7 * one_hot + np.float32(0.075) if probabilities else None,
+        volume=load(case),
+        card=ModelCard(name="a model", patch=(16, 16, 8)),
+        backend=BackendInfo(
+            "openvino", "cpu", "fp32", "model.onnx", "ab" * 32, "pass", "trt (no engine)"
+        ),
+        plan=plan_windows((40, 20, 8), (16, 16, 8), (8, 16, 6), "stride"),
+        timings=Timings(0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+        warnings=("a warning",),
+    )
+
+
+def test_the_sidecar_tells_the_truth(case: Case, tmp_path: Path) -> None:
+    plan = plan_output(case, OutputOptions(tmp_path / "out"))
+    returned = save(predicted(case), plan, SETTINGS, load_seconds=1.25)
+    sidecar = json.loads(plan.sidecar.read_text())
+    assert sidecar == json.loads(json.dumps(returned))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["X.json", "X_seg.nii.gz"]
+    assert set(sidecar) == {
+        "schema", "case_id", "inputs", "output", "model", "backend", "convention", "windows",
+        "settings", "volumes_ml", "timings_s", "warnings", "run",
+    }  # fmt: skip
+    assert sidecar["schema"] == 1
+    assert sidecar["case_id"] == "X"
+    assert sidecar["inputs"] == {
+        name: {"sha256": sha256(case.images[name].path)} for name in MODALITIES
+    }
+    assert sidecar["output"] == {
+        "file": "X_seg.nii.gz", "sha256": sha256(tmp_path / "out" / "X_seg.nii.gz"),
+    }  # fmt: skip
+    assert sidecar["model"] == {"name": "a model", "sha256": "ab" * 32, "certificate": "pass"}
+    assert sidecar["backend"] == {
+        "name": "openvino", "device": "cpu", "precision": "fp32",
+        "fell_back_from": "trt (no engine)",
+    }  # fmt: skip
+    assert sidecar["convention"] == "brats2020"
+    assert sidecar["windows"] == {
+        # 40 by 16 at stride 8: 4; 20 by 16 at stride 16: 2; 8 by 8: 1.
+        "patch": [16, 16, 8], "overlap": [0.5, 0.0, 0.25], "placement": "stride", "count": 8,
+    }  # fmt: skip
+    labels = labels_of(case)
+    ncr, ed, et = (np.count_nonzero(labels == value) * 0.002 for value in (1, 2, 3))
+    volumes = sidecar["volumes_ml"]
+    assert set(volumes) == {"labels", "regions"}
+    assert volumes["labels"] == pytest.approx({"NCR": ncr, "ED": ed, "ET": et}, abs=5e-4)
+    assert volumes["regions"] == pytest.approx(
+        {"WT": ncr + ed + et, "TC": ncr + et, "ET": et}, abs=5e-4
+    )
+    timings = sidecar["timings_s"]
+    assert timings.pop("save") >= 0
+    assert timings == {
+        "load": 1.25, "prepare": 0.1, "bind": 0.2, "gather": 0.3, "network": 0.4, "stitch": 0.5,
+        "finish": 0.6,
+    }  # fmt: skip
+    assert sidecar["warnings"] == ["a warning"]
+    assert sidecar["run"]["version"] == __version__
+    assert str(tmp_path) not in plan.sidecar.read_text()
+
+
+CONVENTIONS = {
+    Convention.BRATS2015: [0, 1, 2, 4],
+    Convention.BRATS2020: [0, 1, 2, 4],
+    Convention.BRATS2023: [0, 1, 2, 3],
+    Convention.BRATS2024: [0, 1, 2, 3],
+    Convention.MSD: [0, 2, 1, 3],
+}
+
+
+@pytest.mark.parametrize("convention", [None, *Convention])
+@pytest.mark.parametrize(
+    "implied", [None, Convention.BRATS2020, Convention.BRATS2023, Convention.MSD]
+)
+def test_labels_are_written_as_the_input_names_them_or_as_asked(
+    case: Case, tmp_path: Path, implied: Convention | None, convention: Convention | None
+) -> None:
+    case = dataclasses.replace(case, convention=implied)
+    plan = plan_output(case, OutputOptions(tmp_path / "out", convention=convention))
+    sidecar = save(predicted(case), plan)
+    used = convention or implied or Convention.BRATS2023
+    written = np.asarray(nib.load(plan.labels).dataobj)
+    np.testing.assert_array_equal(written, np.array(CONVENTIONS[used])[labels_of(case)])
+    assert sidecar["convention"] == used
+    # Only where nobody knows is a person told.
+    assert len(sidecar["warnings"]) == (2 if convention is None and implied is None else 1)
+
+
+def test_names_of_a_submission(case: Case, tmp_path: Path) -> None:
+    plan = plan_output(case, OutputOptions(tmp_path / "out", submission=True))
+    save(predicted(case, probabilities=True), plan)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "X.json", "X.nii.gz", "X_prob.nii.gz",
+    ]  # fmt: skip
+
+
+def test_probabilities_are_written_beside(case: Case, tmp_path: Path) -> None:
+    prediction = predicted(case, probabilities=True)
+    plan = plan_output(case, OutputOptions(tmp_path / "out", convention=Convention.BRATS2023))
+    save(prediction, plan)
+    written = nib.load(tmp_path / "out" / "X_prob.nii.gz")
+    assert written.shape == (*SHAPE, 4)
+    assert written.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(written.affine, nib.load(case.images["t1"].path).affine)
+    found = np.asarray(written.dataobj)
+    np.testing.assert_array_equal(found, prediction.probabilities)
+    np.testing.assert_array_equal(found.argmax(axis=-1), np.asarray(nib.load(plan.labels).dataobj))
+
+
+def test_the_folders_of_the_input_are_refused(case: Case, tmp_path: Path) -> None:
+    truth = tmp_path / "labelsTr" / "X.nii.gz"
+    truth.parent.mkdir()
+    truth.write_bytes(b"truth")
+    case = dataclasses.replace(case, labels=truth)
+    (tmp_path / "link").symlink_to(case.folder)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    for folder in (
+        case.folder,
+        truth.parent,
+        tmp_path / "link",
+        tmp_path / "case" / "." / ".." / "case",
+    ):
+        for options in (
+            OutputOptions(folder),
+            OutputOptions(folder, submission=True, overwrite=True, resume=True),
+        ):
+            with pytest.raises(UsageError) as caught:
+                plan_output(case, options)
+            assert caught.value.exit_code == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")} == before
+
+
+@pytest.mark.parametrize("name", ["X_seg.nii.gz", "X.json", "X_prob.nii.gz"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b'{"schema": 1, "case_id": "X"}', b"[1]", gzip.compress(bytes(500))]
+)
+def test_a_file_that_is_not_ours_is_left_alone(
+    case: Case, tmp_path: Path, name: str, content: bytes
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_bytes(content)
+    for flags in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(UsageError, match="did not write"):
+            plan_output(case, OutputOptions(out, **flags))
+    assert (out / name).read_bytes() == content
+
+
+def test_ours_is_replaced_only_when_asked(case: Case, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save(predicted(case), plan_output(case, OutputOptions(out)), SETTINGS)
+    with pytest.raises(UsageError, match="earlier prediction"):
+        plan_output(case, OutputOptions(out))
+    for options in (OutputOptions(out, overwrite=True), OutputOptions(out, resume=True)):
+        save(predicted(case), plan_output(case, options), SETTINGS)
+
+
+@pytest.fixture
+def done(case: Case, tmp_path: Path) -> OutputPlan:
+    plan = plan_output(case, OutputOptions(tmp_path / "out"))
+    save(predicted(case), plan, SETTINGS)
+    return plan
+
+
+def test_what_matches_is_complete(case: Case, done: OutputPlan) -> None:
+    assert is_complete(done, case, "ab" * 32, SETTINGS)
+    assert is_complete(done, case, "ab" * 32, json.loads(json.dumps(SETTINGS)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda case, plan: case.images["t2"].path.write_bytes(b"another image"),
+        lambda case, plan: case.images["t2"].path.unlink(),
+        lambda case, plan: plan.labels.unlink(),
+        lambda case, plan: plan.labels.write_bytes(plan.labels.read_bytes()[:-1] + b"\1"),
+        lambda case, plan: plan.sidecar.unlink(),
+        lambda case, plan: plan.sidecar.write_text("{"),
+        lambda case, plan: plan.sidecar.write_text("[]"),
+        lambda case, plan: plan.sidecar.write_text(
+            plan.sidecar.read_text().replace('"schema": 1', '"schema": 2', 1)
+        ),
+        lambda case, plan: shutil.copy(case.images["t1"].path, case.images["flair"].path),
+    ],
+)
+def test_what_has_changed_on_disk_is_not_complete(
+    case: Case, done: OutputPlan, change: Callable[[Case, OutputPlan], Any]
+) -> None:
+    change(case, done)
+    assert not is_complete(done, case, "ab" * 32, SETTINGS)
+
+
+def test_another_model_setting_convention_or_name_is_not_complete(
+    case: Case, done: OutputPlan, tmp_path: Path
+) -> None:
+    assert not is_complete(done, case, "cd" * 32, SETTINGS)
+    assert not is_complete(done, case, "ab" * 32, SETTINGS | {"overlap": (8, 8, 8)})
+    assert not is_complete(done, case, "ab" * 32, {})
+    out = tmp_path / "out"
+    for options in (
+        OutputOptions(out, convention=Convention.MSD, resume=True),
+        OutputOptions(out, submission=True, resume=True),
+    ):
+        assert not is_complete(plan_output(case, options), case, "ab" * 32, SETTINGS)
+    fewer = dataclasses.replace(
+        case, images={name: case.images[name] for name in ("flair", "t1", "t2")}
+    )
+    assert not is_complete(done, fewer, "ab" * 32, SETTINGS)
+    swapped = dict(
+        case.images, t1=Source(case.images["t2"].path), t2=Source(case.images["t1"].path)
+    )
+    assert not is_complete(done, dataclasses.replace(case, images=swapped), "ab" * 32, SETTINGS)
+
+
+def test_wanted_probabilities_that_are_gone_are_not_complete(case: Case, tmp_path: Path) -> None:
+    settings = {"probabilities": True}
+    plan = plan_output(case, OutputOptions(tmp_path / "out"))
+    save(predicted(case, probabilities=True), plan, settings)
+    assert is_complete(plan, case, "ab" * 32, settings)
+    plan.probabilities.unlink()
+    assert not is_complete(plan, case, "ab" * 32, settings)
+
+
+def test_a_label_map_that_a_killed_run_left_is_done_again(case: Case, done: OutputPlan) -> None:
+    done.sidecar.unlink()
+    directory = done.labels.parent
+    with pytest.raises(UsageError, match="earlier prediction"):
+        plan_output(case, OutputOptions(directory))
+    plan = plan_output(case, OutputOptions(directory, resume=True))
+    assert not is_complete(plan, case, "ab" * 32, SETTINGS)
+    save(predicted(case), plan, SETTINGS)
+    assert is_complete(plan, case, "ab" * 32, SETTINGS)
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map(
+    case: Case, done: OutputPlan, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """The disk fills up while an old prediction is replaced: at the label map, at the sidecar."""
+    import os
+
+    sync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            return sync(descriptor)
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
+        return sync(descriptor)
+
+    monkeypatch.setattr("runtime.atomic.os.fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        save(predicted(case), done, SETTINGS)
+    assert [path.name for path in done.labels.parent.iterdir()] == ["X_seg.nii.gz"]
+    assert nib.load(done.labels).shape == SHAPE
+    assert not is_complete(done, case, "ab" * 32, SETTINGS)

@@ -1,0 +1,369 @@
+"""Cache, split, samplers and augmentation: what is cut, and that nothing depends on who cuts it."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.case import Case, find_cases
+from runtime.errors import InputError
+from runtime.labels import Label
+from runtime.model_card import ModelCard
+from runtime.nifti import load
+from runtime.ops.numpy import NumpyOps
+from runtime.phantom import Enhancement, write_phantoms
+from runtime.preprocess import prepare
+from runtime.truth import load_truth
+from train import data
+from train.augment import PatchAugment
+from train.config import AugmentConfig, SamplingConfig, SplitConfig
+from train.data import CachedCase, cached, find_labelled
+from train.patches import PatchDataset, patch_loader
+from train.sampler import EpochSampler, GridSampler, RandomSampler
+from train.split import make_split, patient_of, read_split
+
+PATCH = (32, 32, 16)
+CARD = ModelCard("tiny", patch=PATCH, divisor=2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train_data")
+    write_phantoms(folder, 3, seed=1, shape=(64, 64, 48), enhancement=Enhancement.RIM)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(root: Path) -> list[Case]:
+    return find_labelled(root)
+
+
+@pytest.fixture(scope="module")
+def entries(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
+    return cached(cases, CARD, tmp_path_factory.mktemp("cache"))
+
+
+def _made(folder: Path, voxels: np.ndarray, labels: np.ndarray) -> CachedCase:
+    """A cache entry of given arrays."""
+    folder.mkdir()
+    positions = [np.flatnonzero(labels.ravel() == label) for label in (1, 2, 3)]
+    np.save(folder / "voxels.npy", voxels.astype(np.float32))
+    np.save(folder / "labels.npy", labels.astype(np.uint8))
+    np.save(folder / "positions.npy", np.concatenate(positions).astype(np.int32))
+    counts = (len(positions[0]), len(positions[1]), len(positions[2]))
+    return CachedCase(folder.name, folder, labels.shape, counts)
+
+
+# Cache
+
+
+def test_training_sees_what_serving_sees(cases: list[Case], entries: list[CachedCase]) -> None:
+    for case, entry in zip(cases, entries, strict=True):
+        prepared = prepare(load(case), CARD, NumpyOps(), PATCH)
+        np.testing.assert_array_equal(entry.voxels(), prepared.voxels)
+        labels = prepared.to_box(load_truth(case))
+        np.testing.assert_array_equal(entry.labels(), labels)
+        assert entry.shape == labels.shape
+        for label in (Label.NCR, Label.ED, Label.ET):
+            np.testing.assert_array_equal(
+                entry.positions(label), np.flatnonzero(labels.ravel() == label)
+            )
+
+
+def test_nothing_is_prepared_twice(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = cached(cases, CARD, tmp_path)
+
+    def never(*_: object) -> None:
+        raise AssertionError("prepared again")
+
+    monkeypatch.setattr(data, "prepare_case", never)
+    assert cached(cases, CARD, tmp_path) == first
+    with pytest.raises(AssertionError, match="prepared again"):
+        cached(cases, replace(CARD, normalisation="zscore-volume"), tmp_path)
+
+
+def test_a_changed_file_is_prepared_anew(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "BraTSPhantom_0001", tmp_path / "in" / "BraTSPhantom_0001")
+    case = find_cases(tmp_path / "in")[0]
+    (first,) = cached([case], CARD, tmp_path / "cache")
+    other = root / "BraTSPhantom_0002" / "BraTSPhantom_0002_seg.nii.gz"
+    assert case.labels is not None
+    shutil.copy(other, case.labels)
+    (second,) = cached([case], CARD, tmp_path / "cache")
+    assert first.folder != second.folder
+    assert first.counts != second.counts
+
+
+def test_a_half_written_entry_is_not_believed(cases: list[Case], tmp_path: Path) -> None:
+    (entry,) = cached(cases[:1], CARD, tmp_path)
+    whole = (entry.folder / "voxels.npy").read_bytes()
+    (entry.folder / "voxels.npy").write_bytes(whole[:-1])
+    (again,) = cached(cases[:1], CARD, tmp_path)
+    assert (again.folder / "voxels.npy").read_bytes() == whole
+
+
+def test_a_crash_while_writing_leaves_no_entry(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "write_json", crash)
+        with pytest.raises(KeyboardInterrupt):
+            cached(cases[:1], CARD, tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert len(cached(cases[:1], CARD, tmp_path)) == 1
+
+
+def test_cases_without_truth_are_named(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "in")
+    (tmp_path / "in" / "BraTSPhantom_0002" / "BraTSPhantom_0002_seg.nii.gz").unlink()
+    with pytest.raises(InputError, match="BraTSPhantom_0002"):
+        find_labelled(tmp_path / "in")
+    left = find_labelled(tmp_path / "in", exclude=["BraTSPhantom_0002"])
+    assert [case.case_id for case in left] == ["BraTSPhantom_0001", "BraTSPhantom_0003"]
+    with pytest.raises(InputError, match="BraTSPhantom_0009"):
+        find_labelled(tmp_path / "in", exclude=["BraTSPhantom_0009"])
+
+
+# Split
+
+
+@pytest.mark.parametrize(
+    ("case_id", "patient"),
+    [
+        ("BraTS-GLI-00012-001", "BraTS-GLI-00012"),
+        ("Brats18_CBICA_AAB_1", "Brats18_CBICA_AAB"),
+        ("BraTS20_Training_001", "BraTS20_Training_001"),
+        ("BraTS2021_00001", "BraTS2021_00001"),
+        ("BraTSPhantom_0001", "BraTSPhantom_0001"),
+    ],
+)
+def test_visits_share_their_patient(case_id: str, patient: str) -> None:
+    assert patient_of(case_id) == patient
+
+
+def test_a_fraction_of_patients_validates() -> None:
+    ids = [f"BraTS-GLI-{patient:05d}-{visit:03d}" for patient in range(10) for visit in range(2)]
+    split = make_split(ids, SplitConfig(validation=0.2), seed=0)
+    assert len(split.validation) == 4
+    assert not {patient_of(c) for c in split.train} & {patient_of(c) for c in split.validation}
+    assert sorted(split.train + split.validation) == ids
+    assert make_split(ids[::-1], SplitConfig(validation=0.2), seed=0) == split
+    assert make_split(ids, SplitConfig(validation=0.2), seed=1) != split
+
+
+def test_lists_and_files_decide_the_split(tmp_path: Path) -> None:
+    ids = ["a", "b", "c", "d"]
+    split = make_split(ids, SplitConfig(validation_cases=("d",), exclude=("x",)), 0)
+    assert (split.train, split.validation, split.excluded) == (("a", "b", "c"), ("d",), ("x",))
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(split.to_json()))
+    assert read_split(path) == split
+    again = make_split(ids, SplitConfig(file=str(path)), 5)
+    assert (again.train, again.validation) == (split.train, split.validation)
+    only = make_split(ids, SplitConfig(train_cases=("a",), validation=0), 0)
+    assert (only.train, only.validation) == (("a",), ())
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (SplitConfig(validation_cases=("z",)), "case z"),
+        (SplitConfig(train_cases=("a",), validation_cases=("a",)), "in training and in validation"),
+        (SplitConfig(validation=0.9), "none left"),
+        (SplitConfig(file="missing.json"), "no readable split"),
+    ],
+)
+def test_impossible_splits_are_input_errors(config: SplitConfig, found: str) -> None:
+    with pytest.raises(InputError, match=found):
+        make_split(["a", "b"], config, 0)
+
+
+# Samplers
+
+
+def test_grid_is_what_a_hand_enumeration_gives(tmp_path: Path) -> None:
+    labels = np.zeros((70, 40, 33), np.uint8)
+    labels[66, 5, 30] = 2
+    labels[10, 38, 2] = 1
+    case = _made(tmp_path / "one", np.zeros((4, *labels.shape)), labels)
+    config = SamplingConfig("grid", 0, stride=(16, 32, 16), background_ratio=0.5)
+    # 70 voxels, patch 32, stride 16: 0, 16, 32, and flush at 38; 40: 0, 8; 33, patch 16: 0, 16, 17.
+    starts = list(product((0, 16, 32, 38), (0, 8), (0, 16, 17)))
+    tumour = [
+        (x, y, z)
+        for x, y, z in starts
+        if (x <= 66 < x + 32 and y <= 5 < y + 32 and z <= 30 < z + 16)
+        or (x <= 10 < x + 32 and y <= 38 < y + 32 and z <= 2 < z + 16)
+    ]
+    # The first voxel lies in the windows at x 38, y 0, z 16 and 17; the second in that at 0, 8, 0.
+    assert sorted(tumour) == [(0, 8, 0), (38, 0, 16), (38, 0, 17)]
+    draws = GridSampler([case], PATCH, config, 0).draws(0)
+    found = [draw.start for draw in draws]
+    assert len(found) == len(set(found)) == 3 + 1
+    assert set(tumour) < set(found) <= set(starts)
+
+
+def test_grid_needs_tumour(tmp_path: Path) -> None:
+    case = _made(tmp_path / "none", np.zeros((4, *PATCH)), np.zeros(PATCH))
+    with pytest.raises(InputError, match="no tumour"):
+        GridSampler([case], PATCH, SamplingConfig("grid", stride=(16, 16, 16)), 0)
+
+
+def test_foreground_windows_hold_every_label_alike(tmp_path: Path) -> None:
+    labels = np.zeros((80, 72, 48), np.uint8)
+    labels[30:50, 30:50, 20:30] = Label.ED
+    labels[40, 40, 25] = Label.NCR
+    labels[45:47, 40, 25] = Label.ET
+    case = _made(tmp_path / "one", np.zeros((4, *labels.shape)), labels)
+    config = SamplingConfig(patches_per_epoch=300, foreground=1.0)
+    draws = RandomSampler([case], PATCH, config, 0).draws(0)
+    centres = [int(labels[tuple(np.add(draw.start, (16, 16, 8)))]) for draw in draws]
+    counts = np.bincount(centres, minlength=4)
+    assert counts[0] == 0
+    assert (counts[1:] > 70).all()
+
+
+def test_windows_stay_in_the_box_and_hold_the_tumour(entries: list[CachedCase]) -> None:
+    for foreground in (0.0, 1.0):
+        config = SamplingConfig(patches_per_epoch=60, foreground=foreground)
+        for draw in RandomSampler(entries, PATCH, config, 0).draws(0):
+            labels = entries[draw.case].labels()
+            x, y, z = draw.start
+            window = labels[x : x + 32, y : y + 32, z : z + 16]
+            assert min(draw.start) >= 0
+            assert window.shape == PATCH
+            assert foreground == 0 or window.any()
+
+
+def test_cases_take_turns(entries: list[CachedCase]) -> None:
+    config = SamplingConfig(patches_per_epoch=7)
+    sampler = RandomSampler(entries, PATCH, config, 0)
+    turns = [draw.case for epoch in range(3) for draw in sampler.draws(epoch)]
+    assert all(sorted(turns[i : i + 3]) == [0, 1, 2] for i in range(0, 21, 3))
+
+
+@pytest.mark.parametrize("kind", [RandomSampler, GridSampler])
+def test_draws_depend_on_seed_and_epoch_alone(
+    kind: type[RandomSampler] | type[GridSampler], entries: list[CachedCase]
+) -> None:
+    config = SamplingConfig(patches_per_epoch=6, stride=(16, 16, 8))
+    draws = kind(entries, PATCH, config, 3).draws(2)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    other = kind(entries, PATCH, config, 3)
+    other.draws(0)
+    assert other.draws(2) == draws
+    assert other.draws(1) != draws
+    assert kind(entries, PATCH, config, 4).draws(2) != draws
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_batches_do_not_depend_on_workers(entries: list[CachedCase]) -> None:
+    augment = PatchAugment(AugmentConfig(noise=1.0, gamma=0.5))
+    batches = []
+    for workers in (0, 2):
+        sampler = EpochSampler(
+            RandomSampler(entries, PATCH, SamplingConfig(patches_per_epoch=5), 0), batch=2
+        )
+        loader = patch_loader(PatchDataset(entries, PATCH, augment), sampler, 2, workers, False)
+        torch.manual_seed(workers)
+        seen = []
+        for epoch in (0, 1):
+            sampler.epoch = epoch
+            assert len(loader) == 2
+            seen += [tensor for batch in loader for tensor in batch]
+        batches.append(seen)
+    assert len(batches[0]) == 8
+    for one, two in zip(*batches, strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(batches[0][0], batches[0][4])
+
+
+# Augmentation
+
+
+def _patch() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(size=(4, 16, 12, 8)).astype(np.float32)
+    return voxels, rng.integers(0, 4, (16, 12, 8)).astype(np.uint8)
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    voxels, labels = _patch()
+    image, truth = PatchAugment(AugmentConfig(flip=0))(voxels.copy(), labels.copy(), 0)
+    np.testing.assert_array_equal(image.numpy(), voxels)
+    np.testing.assert_array_equal(truth.numpy(), labels)
+
+
+def test_mirroring_moves_image_and_labels_together() -> None:
+    voxels, labels = _patch()
+    voxels[0] = labels
+    augment = PatchAugment(AugmentConfig(flip=0.5))
+    seen = set()
+    for seed in range(40):
+        image, truth = augment(voxels.copy(), labels.copy(), seed)
+        np.testing.assert_array_equal(image[0].numpy(), truth.numpy())
+        for axes in product((False, True), repeat=3):
+            mirrored = np.flip(labels, [axis for axis in range(3) if axes[axis]])
+            if np.array_equal(truth.numpy(), mirrored):
+                seen.add(axes)
+    assert len(seen) == 8
+
+
+def test_noise_has_the_asked_for_spread_and_leaves_labels() -> None:
+    voxels = np.zeros((4, 32, 32, 32), np.float32)
+    labels = _patch()[1]
+    augment = PatchAugment(AugmentConfig(flip=0, noise=1.0, noise_std=(0.0, 0.1)))
+    spreads = [
+        float(augment(voxels.copy(), np.ones((32, 32, 32), np.uint8), seed)[0].std())
+        for seed in range(30)
+    ]
+    assert 0 <= min(spreads) < 0.03
+    assert 0.07 < max(spreads) <= 0.101
+    _, truth = augment(_patch()[0], labels.copy(), 0)
+    np.testing.assert_array_equal(truth.numpy(), labels)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(noise=1.0),
+        AugmentConfig(gamma=1.0),
+        AugmentConfig(bias_field=1.0),
+        AugmentConfig(affine=1.0),
+    ],
+)
+def test_augmentation_is_a_function_of_its_seed(config: AugmentConfig) -> None:
+    augment = PatchAugment(config)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one = augment(*_patch(), 11)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    two = augment(*_patch(), 11)
+    other = augment(*_patch(), 12)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    assert not torch.equal(one[0], other[0])
+    assert one[0].shape == (4, 16, 12, 8)
+    assert (one[0].dtype, one[1].dtype) == (torch.float32, torch.uint8)
+    assert set(torch.unique(one[1]).tolist()) <= {0, 1, 2, 3}
+
+
+def test_background_stays_background() -> None:
+    voxels, labels = _patch()
+    voxels[:, :, :, :4] = 0
+    config = AugmentConfig(flip=0, gamma=1.0, bias_field=1.0)
+    image, _ = PatchAugment(config)(voxels, labels, 0)
+    assert not image[:, :, :, :4].any()
+    assert torch.isfinite(image).all()

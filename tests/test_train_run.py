@@ -1,0 +1,357 @@
+"""Whole runs on small phantoms: what they write, how they stop, resume and fail."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+import train.loop
+import train.step
+from runtime.case import Case
+from runtime.errors import ComputeError
+from runtime.metrics import SCORED
+from runtime.nifti import load
+from runtime.phantom import Enhancement, write_phantoms
+from runtime.segmenter import Segmenter
+from runtime.truth import load_truth
+from train.backend import TorchBackend
+from train.checkpoint import load_checkpoint, load_model, newest_run
+from train.cli import main
+from train.config import TrainConfig
+from train.config_file import read_config
+from train.device import Compute
+from train.run_dir import COLUMNS
+from train.schedule import TimeBudget, learning_rate
+from train.step import MAX_SKIPPED, Stepper
+from train.unet import UNet3D
+from train.validate import score_of
+
+# One thread: in steps this small, threads wait for each other longer than they work.
+TINY = (
+    "--model.features", "4,8,16", "--model.patch", "32,32,32", "--model.dropout", "0.1",
+    "--model.overlap", "0.25", "--train.batch", "2", "--train.lr", "1e-2", "--quiet",
+    "--train.precision", "fp32", "--threads", "1",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train_run")
+    write_phantoms(folder, 4, seed=2, shape=(64, 64, 48), enhancement=Enhancement.RIM)
+    return folder
+
+
+def _train(data: Path, out: Path, *flags: str) -> int:
+    return main(["--config", "demo", "-d", str(data), "-o", str(out), *TINY, *flags])
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run that has ended."""
+    out = tmp_path_factory.mktemp("runs")
+    flags = ["--train.epochs", "4", "--sampling.patches-per-epoch", "24", "--validation.every", "2"]
+    assert _train(data, out, "--name", "one", "--exclude", "BraTSPhantom_0004", *flags) == 0
+    return out / "one"
+
+
+def test_the_loss_falls(run: Path) -> None:
+    losses = [float(row["loss"]) for row in _rows(run)]
+    assert len(losses) == 4
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_run_directory_is_whole(run: Path) -> None:
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    split = json.loads((run / "split.json").read_text())
+    expected = {
+        "config.yaml", "split.json", "history.csv", "curves.png", "evaluation.json",
+        "evaluation_metrics.txt", "checkpoints/last.pt", "checkpoints/best.pt",
+        "checkpoints/epoch_004.pt", f"samples/{split['validation'][0]}.png",
+    }  # fmt: skip
+    assert expected == {name for name in names if not name.startswith("tensorboard/")}
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert split["excluded"] == ["BraTSPhantom_0004"]
+    assert len(split["train"]) == 2
+    assert read_config(run / "config.yaml").model.features == (4, 8, 16)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_history_has_a_row_an_epoch(run: Path) -> None:
+    rows = _rows(run)
+    assert tuple(rows[0]) == COLUMNS
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [bool(row["dice_mean"]) for row in rows] == [False, True, False, True]
+    assert all(row["patches"] == "24" and row["skipped"] == "0" for row in rows)
+
+
+def test_evaluation_is_what_the_best_checkpoint_gives(run: Path, data: Path) -> None:
+    value = json.loads((run / "evaluation.json").read_text())
+    (case_id,) = value["cases"]
+    assert set(value["cases"][case_id]) == set(SCORED)
+    model, card = load_model(run / "checkpoints" / "best.pt")
+    case = Case.from_dir(data / case_id)
+    prediction = Segmenter(TorchBackend(model, card)).segment(load(case))
+    scores = score_of(prediction, load_truth(case))
+    assert value["cases"][case_id]["WT"]["dice"] == pytest.approx(scores["WT"].dice, abs=1e-3)
+    assert case_id in (run / "evaluation_metrics.txt").read_text()
+
+
+def test_the_card_says_how_the_model_came_about(run: Path) -> None:
+    assert newest_run(run.parent) == run
+    checkpoint = load_checkpoint(run / "checkpoints" / "best.pt")
+    assert checkpoint.card.name == "one"
+    assert (checkpoint.card.patch, checkpoint.card.divisor) == ((32, 32, 32), 4)
+    assert checkpoint.card.training["cases"] == 2
+    assert set(checkpoint.card.training["validation_dice"]) == {*SCORED, "mean"}
+    assert not checkpoint.optimizer
+
+
+def test_a_name_that_is_taken_is_a_usage_error(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert _train(data, run.parent, "--name", "one") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_a_finished_run_asks_for_more_epochs(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--resume", "-o", str(run.parent), "-d", str(data), "--quiet"]) == 2
+    assert "--train.epochs" in capsys.readouterr().err
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--train.epochs", "3", "--sampling.patches-per-epoch", "4", "--validation.every", "1"]
+    assert _train(data, tmp_path, "--name", "whole", *flags) == 0
+    step = Stepper.step
+
+    def interrupted(
+        self: Stepper, voxels: torch.Tensor, labels: torch.Tensor, lr: float, epoch: int, index: int
+    ) -> float | None:
+        if (epoch, index) == (1, 1):
+            raise KeyboardInterrupt
+        return step(self, voxels, labels, lr, epoch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", interrupted)
+        assert _train(data, tmp_path, "--name", "parts", *flags) == 130
+    parts = tmp_path / "parts"
+    assert len(_rows(parts)) == 1
+    assert main(["--resume", "--name", "parts", "-o", str(tmp_path), "--quiet"]) == 0
+    whole, resumed = (
+        load_checkpoint(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts")
+    )
+    assert resumed.epoch == whole.epoch == 3
+    for name, tensor in whole.model.items():
+        assert torch.equal(resumed.model[name], tensor), name
+    drop = ("seconds",)
+    for one, two in zip(_rows(tmp_path / "whole"), _rows(parts), strict=True):
+        assert {k: v for k, v in one.items() if k not in drop} == {
+            k: v for k, v in two.items() if k not in drop
+        }
+
+
+def test_a_time_limit_ends_in_an_evaluated_model(data: Path, tmp_path: Path) -> None:
+    flags = ["--max-minutes", "0.2", "--train.epochs", "5000"]
+    assert _train(data, tmp_path, "--name", "timed", *flags) == 0
+    rows = _rows(tmp_path / "timed")
+    assert float(rows[-1]["lr"]) < 0.2 * 1e-2
+    assert rows[-1]["dice_mean"]
+    assert (tmp_path / "timed" / "evaluation.json").is_file()
+    assert sum(float(row["seconds"]) for row in rows) < 12
+
+
+def test_something_is_trained_however_short_the_time(data: Path, tmp_path: Path) -> None:
+    assert _train(data, tmp_path, "--name", "short", "--max-minutes", "0.001") == 0
+    assert [row["patches"] for row in _rows(tmp_path / "short")] == ["2"]
+    assert (tmp_path / "short" / "checkpoints" / "best.pt").is_file()
+
+
+def test_patience_ends_a_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train.loop, "dice_of", lambda *_: dict.fromkeys(SCORED, 0.5))
+    flags = ["--train.patience", "2", "--validation.every", "1", "--train.epochs", "9"]
+    small = ["--sampling.patches-per-epoch", "2"]
+    assert _train(data, tmp_path, "--name", "patient", *flags, *small) == 0
+    # The first validation is the best; the next two are not better.
+    assert len(_rows(tmp_path / "patient")) == 3
+    assert load_checkpoint(tmp_path / "patient" / "checkpoints" / "best.pt").epoch == 1
+
+
+def test_without_validation_the_last_epoch_is_the_best(data: Path, tmp_path: Path) -> None:
+    flags = ["--split.validation", "0", "--train.epochs", "2", "--sampling.patches-per-epoch", "2"]
+    assert _train(data, tmp_path, "--name", "blind", *flags) == 0
+    assert load_checkpoint(tmp_path / "blind" / "checkpoints" / "best.pt").epoch == 2
+    assert not (tmp_path / "blind" / "evaluation.json").exists()
+
+
+def test_grid_sampling_trains(data: Path, tmp_path: Path) -> None:
+    flags = ["--sampling.sampler", "grid", "--sampling.stride", "16,16,16", "--train.epochs", "1"]
+    assert _train(data, tmp_path, "--name", "grid", *flags) == 0
+    assert int(_rows(tmp_path / "grid")[0]["patches"]) >= 2
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "runs"
+    flags = [flag for flag in TINY if flag != "--quiet"]
+    assert main(["--config", "demo", "-d", str(data), "-o", str(out), *flags, "--dry-run"]) == 0
+    text = capsys.readouterr().err
+    for word in ("3 train, 1 validate", "32x32x32", "M parameters", "GiB", "loss"):
+        assert word in text
+    assert not out.exists()
+
+
+def test_bad_data_is_one_line_and_exit_3(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "in")
+    (tmp_path / "in" / "BraTSPhantom_0002" / "BraTSPhantom_0002_seg.nii.gz").unlink()
+    assert _train(tmp_path / "in", tmp_path / "runs") == 3
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "BraTSPhantom_0002" in error
+    assert _train(tmp_path / "nowhere", tmp_path / "runs") == 3
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resuming_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", "-o", str(tmp_path)]) == 3
+    assert "last.pt" in capsys.readouterr().err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("brats-train ")
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "Research use only" in text
+    assert "--train.lr" in text
+
+
+# Steps that go wrong
+
+
+def _stepper(model: UNet3D) -> Stepper:
+    return Stepper(model, TrainConfig(), Compute(torch.device("cpu"), None), 0)
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(2, 4, 8, 8, 8, generator=generator),
+        torch.randint(0, 4, (2, 8, 8, 8), generator=generator).to(torch.uint8),
+    )
+
+
+def test_a_step_without_a_finite_loss_changes_nothing() -> None:
+    model = UNet3D(features=(4, 8))
+    stepper = _stepper(model)
+    voxels, labels = _batch()
+    assert stepper.step(voxels, labels, 1e-3, 0, 0) is not None
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bad = voxels.clone()
+    bad[0, 0, 0, 0, 0] = float("nan")
+    assert stepper.step(bad, labels, 1e-3, 0, 1) is None
+    assert stepper.skipped == 1
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert stepper.step(voxels, labels, 1e-3, 0, 2) is not None
+
+
+def test_ten_bad_steps_in_a_row_end_training() -> None:
+    stepper = _stepper(UNet3D(features=(4, 8)))
+    voxels, labels = _batch()
+    bad = torch.full_like(voxels, float("inf"))
+    for index in range(MAX_SKIPPED - 1):
+        assert stepper.step(bad, labels, 1e-3, 0, index) is None
+    assert stepper.step(voxels, labels, 1e-3, 0, 9) is not None
+    for index in range(MAX_SKIPPED - 1):
+        assert stepper.step(bad, labels, 1e-3, 1, index) is None
+    with pytest.raises(ComputeError, match="10 steps in a row"):
+        stepper.step(bad, labels, 1e-3, 1, 9)
+
+
+def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = Stepper._attempt
+
+    def diverging(
+        self: Stepper, voxels: torch.Tensor, labels: torch.Tensor, lr: float, epoch: int, index: int
+    ) -> float | None:
+        spoiled = voxels * float("nan") if epoch == 1 else voxels
+        return attempt(self, spoiled, labels, lr, epoch, index)
+
+    monkeypatch.setattr(Stepper, "_attempt", diverging)
+    monkeypatch.setattr(train.step, "MAX_SKIPPED", 2)
+    flags = ["--train.epochs", "3", "--sampling.patches-per-epoch", "6", "--validation.every", "1"]
+    assert _train(data, tmp_path, "--name", "bad", *flags) == 8
+    assert "not finite" in capsys.readouterr().err
+    checkpoint = load_checkpoint(tmp_path / "bad" / "checkpoints" / "last.pt")
+    assert checkpoint.epoch == 1
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
+
+
+# The schedule and the clock
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    config = TrainConfig(lr=1.0, warm_up=0.1)
+    rates = [learning_rate(config, p / 100) for p in range(101)]
+    assert rates[0] == pytest.approx(0.01)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.505)
+    assert rates[100] == pytest.approx(0.01)
+    assert learning_rate(TrainConfig(lr=2.0, schedule="constant", warm_up=0), 0.5) == 2.0
+    assert learning_rate(TrainConfig(lr=1.0, schedule="poly", warm_up=0), 1.0) == 0.01
+
+
+@dataclass
+class _Clock:
+    times: Sequence[float] = field(default_factory=list)
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_budget_counts_preparation_and_keeps_its_reserve() -> None:
+    clock = _Clock()
+    budget = TimeBudget(100, clock)
+    clock.now = 20
+    budget.begin_training(reserve=30)
+    assert budget.fraction() == 0
+    clock.now = 45
+    assert budget.fraction() == pytest.approx(0.5)
+    assert not budget.exhausted(next_step=20)
+    assert budget.exhausted(next_step=26)
+    clock.now = 90
+    assert budget.fraction() == 1
+    assert not TimeBudget(None, clock).exhausted(1e9)

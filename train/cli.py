@@ -1,0 +1,187 @@
+"""brats-train: train a network and leave a run directory."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from runtime import DISCLAIMER, __version__
+from runtime.atomic import write_json
+from runtime.cli.console import run as run_command
+from runtime.errors import BratsError, UsageError
+from train.config import Config, check
+from train.config_file import DEFAULT_CONFIG, find_config, read_config, to_yaml, write_config
+from train.run_dir import RunDir, existing_run, new_run
+
+PROGRAM = "brats-train"
+DESCRIPTION = f"""Train a 3D U-Net on BraTS cases.
+
+Values come from the defaults, then the YAML file of --config (with --resume the run's own), then
+flags. Data: --data, else BRATS_DATA, else the file's. Writes RUNS/NAME; brats-export takes the
+newest run's best checkpoint.
+
+{DISCLAIMER}"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line: how to run, and any key of the configuration."""
+
+    config: Annotated[str, tyro.conf.arg(aliases=["-c"], metavar="FILE|NAME")] = DEFAULT_CONFIG
+    """a YAML file, or brats2020, tutorial, demo, small_cpu"""
+    name: str = ""
+    """of the run; by default the configuration's name and the time"""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("runs")
+    """parent of the run directories"""
+    max_minutes: float | None = None
+    """stop in time for validation and evaluation to end within so many minutes"""
+    resume: bool = False
+    """go on with the run --name, or with the newest"""
+    dry_run: bool = False
+    """check the data, run one step, print the plan, write nothing"""
+    quiet: bool = False
+    """print nothing but errors"""
+    version: bool = False
+    """print the version and exit"""
+    keys: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code.
+
+    Args:
+        args: the command line without the program's name; None takes the process's.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    if "--version" in given:
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    try:
+        arguments = parse(given)
+        check(arguments.keys)
+    except BratsError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"error: {error}", markup=False
+        )
+        return error.exit_code
+    return run_command(lambda console: _run(arguments, console), quiet=arguments.quiet)
+
+
+def parse(given: Sequence[str]) -> Arguments:
+    """Defaults, then YAML (and BRATS_DATA), then flags.
+
+    Raises:
+        BratsError: the YAML file, or the run to resume, is not there or wrong.
+        SystemExit: 2 for arguments that tyro refuses, 0 for --help.
+    """
+    # A first look at the flags that say which file stands below all others.
+    early = Arguments()
+    wants_help = bool({"-h", "--help"} & set(given))
+    if not wants_help:
+        early = _tyro(given, Arguments())
+    if early.resume:
+        config = read_config(existing_run(early.output, early.name).config)
+    else:
+        config = read_config(find_config(early.config))
+    if os.environ.get("BRATS_DATA"):
+        config = replace(config, data=os.environ["BRATS_DATA"])
+    return _tyro(given, Arguments(keys=config))
+
+
+def _tyro(given: Sequence[str], default: Arguments) -> Arguments:
+    return tyro.cli(
+        Arguments,
+        prog=PROGRAM,
+        description=DESCRIPTION,
+        args=list(given),
+        default=default,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _run(arguments: Arguments, console: Console) -> int:
+    # PyTorch takes seconds to import: a wrong flag or a missing run is told before that.
+    run = _run_dir(arguments)
+    if arguments.max_minutes is not None and not arguments.max_minutes > 0:
+        raise UsageError(
+            "--max-minutes",
+            found=f"{arguments.max_minutes:g}",
+            expected="more than 0",
+            remedy="leave it out for no limit",
+        )
+    from train import device as devices
+    from train.data import cached, find_labelled
+    from train.display import Display
+    from train.loop import Job, Trainer
+    from train.schedule import TimeBudget
+    from train.split import make_split, read_split
+
+    budget = TimeBudget(None if arguments.max_minutes is None else arguments.max_minutes * 60)
+    config = arguments.keys
+    compute = devices.choose(config.device, config.train.precision, config.threads)
+    console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision})")
+    console.print(to_yaml(config).rstrip(), markup=False, highlight=False)
+    cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
+    split = (
+        read_split(run.split)
+        if arguments.resume
+        else make_split([case.case_id for case in cases], config.split, config.seed)
+    )
+    if arguments.dry_run:
+        from train.dry_run import dry_run
+
+        dry_run(config, cases, split, compute, console)
+        return 0
+    by_id = {case.case_id: case for case in cases}
+    for name in (*split.train, *split.validation):
+        if name not in by_id:
+            raise UsageError(
+                run.split,
+                found=f"case {name}, which is not in {config.data}",
+                expected="the cases the run was begun with",
+                remedy="name their folder with --data",
+            )
+    with Display(console, arguments.quiet) as display:
+        wanted = [by_id[name] for name in (*split.train, *split.validation)]
+        display.begin("preparing cases", len(wanted))
+        ready: list[str] = []
+
+        def done(case_id: str) -> None:
+            ready.append(case_id)
+            display.update(len(ready))
+
+        cache = Path(config.cache) if config.cache else arguments.output / ".cache"
+        prepared = cached(wanted, config.card(run.name), cache, config.convention(), done)
+        write_config(run.config, config)
+        write_json(run.split, split.to_json())
+        job = Job(
+            config=config,
+            run=run,
+            train=prepared[: len(split.train)],
+            validation=wanted[len(split.train) :],
+            compute=compute,
+        )
+        trainer = Trainer(job, budget, display)
+        if arguments.resume:
+            trainer.resume()
+        trainer.fit()
+        display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
+    return 0
+
+
+def _run_dir(arguments: Arguments) -> RunDir:
+    if arguments.resume:
+        return existing_run(arguments.output, arguments.name)
+    stem = Path(arguments.config).stem
+    name = arguments.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    return new_run(arguments.output, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What a run would do and need: checks, one step, and the plan; nothing is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from runtime.case import Case
+from runtime.errors import ComputeError
+from runtime.labels import Label
+from train.augment import PatchAugment
+from train.config import Config
+from train.data import prepare_case
+from train.device import Compute
+from train.loop import build_model
+from train.split import Split
+from train.step import Stepper
+
+_CHECKED = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a dry run found.
+
+    Attributes:
+        parameters: of the network.
+        seconds_per_step: of a whole step, the second of two.
+        memory_gib: weights, gradients, moments, and what the forward pass keeps for the backward
+            pass; on a GPU the peak that was measured.
+        loss: of the step.
+    """
+
+    parameters: int
+    seconds_per_step: float
+    memory_gib: float
+    loss: float
+
+
+def dry_run(
+    config: Config, cases: Sequence[Case], split: Split, compute: Compute, console: Console
+) -> Plan:
+    """Read some cases, train one batch twice, and print the plan.
+
+    Raises:
+        InputError: a case that was read is bad.
+        ComputeError: the step fails, or its loss is not finite.
+    """
+    by_id = {case.case_id: case for case in cases}
+    chosen = [by_id[split.train[0]], *(by_id[name] for name in split.validation[:1])]
+    patches: list[tuple[Tensor, Tensor]] = []
+    augment = PatchAugment(config.augment)
+    for case in chosen[:_CHECKED]:
+        patches.append(_patch(case, config, augment))
+    images, truths = (list(part) for part in zip(*patches, strict=True))
+    repeats = -(-config.train.batch // len(images))
+    voxels = torch.stack(images * repeats)[: config.train.batch]
+    labels = torch.stack(truths * repeats)[: config.train.batch]
+    plan = _measure(config, compute, voxels, labels)
+    console.print(_table(config, split, compute, plan))
+    return plan
+
+
+def _patch(case: Case, config: Config, augment: PatchAugment) -> tuple[Tensor, Tensor]:
+    """One window of ``case``, centred on tumour where there is any."""
+    prepared, labels = prepare_case(case, config.card("dry run"), config.convention())
+    tumour = np.argwhere(labels != Label.BACKGROUND)
+    centre = tumour[len(tumour) // 2] if len(tumour) else np.array(labels.shape) // 2
+    window = []
+    for middle, size, length in zip(centre, config.model.patch, labels.shape, strict=True):
+        start = min(max(int(middle) - size // 2, 0), length - size)
+        window.append(slice(start, start + size))
+    voxels = np.ascontiguousarray(prepared.voxels[:, *window])
+    return augment(voxels, np.ascontiguousarray(labels[tuple(window)]), config.seed)
+
+
+def _measure(config: Config, compute: Compute, voxels: Tensor, labels: Tensor) -> Plan:
+    model = build_model(config)
+    stepper = Stepper(model, config.train, compute, config.seed)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unchanged):
+        first = stepper.step(voxels, labels, config.train.lr, 0, 0)
+    began = monotonic()
+    loss = stepper.step(voxels, labels, config.train.lr, 0, 1)
+    seconds = monotonic() - began
+    if first is None or loss is None or not isfinite(loss):
+        raise ComputeError(
+            "the trial step",
+            found="a loss that is not finite",
+            expected="a finite one",
+            remedy="lower --train.lr, or check the intensities of the cases",
+        )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if compute.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(compute.device)
+    else:
+        # Four float32 values a parameter: weight, gradient, two moments.
+        memory = 16 * parameters + sum(kept.values())
+    return Plan(parameters, seconds, memory / 2**30, loss)
+
+
+def _unchanged(tensor: Any) -> Any:
+    return tensor
+
+
+def _table(config: Config, split: Split, compute: Compute, plan: Plan) -> Table:
+    sampling, batch = config.sampling, config.train.batch
+    count = sampling.patches_per_epoch
+    # How many windows the grid has is known only once every case has been read.
+    patches = f"{count}" if count else "all windows of the grid"
+    table = Table(title="Dry run: nothing was written", show_header=False)
+    table.add_row("cases", f"{len(split.train)} train, {len(split.validation)} validate")
+    table.add_row("excluded", ", ".join(split.excluded) or "none")
+    table.add_row("patch", "x".join(map(str, config.model.patch)) + f", {batch} a step")
+    table.add_row("patches an epoch", f"{patches} ({sampling.sampler})")
+    table.add_row("network", f"{plan.parameters / 1e6:.2f} M parameters {config.model.features}")
+    table.add_row("device", f"{compute.device}, {compute.precision}")
+    table.add_row("memory", f"about {plan.memory_gib:.1f} GiB for a step")
+    table.add_row("step", f"{plan.seconds_per_step:.2f} s, loss {plan.loss:.3f}")
+    if count:
+        epoch = plan.seconds_per_step * count / batch
+        total = epoch * config.train.epochs / 3600
+        table.add_row("epoch", f"{epoch:.0f} s; {config.train.epochs} epochs {total:.1f} h")
+    return table

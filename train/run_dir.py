@@ -1,0 +1,153 @@
+"""The run directory: where everything a training run writes has its name."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from runtime.atomic import write_text
+from runtime.errors import InputError, UsageError
+from runtime.metrics import SCORED
+
+COLUMNS: Final = (
+    "epoch",
+    "seconds",
+    "patches",
+    "skipped",
+    "lr",
+    "loss",
+    *(f"dice_{name}" for name in SCORED),
+    "dice_mean",
+)
+"""Of history.csv: one row per epoch; Dice is empty in epochs without a validation."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.json"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.csv"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def evaluation_text(self) -> Path:
+        return self.path / "evaluation_metrics.txt"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def last(self) -> Path:
+        """The only checkpoint that holds the optimizer: the one to resume from."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    def epoch(self, number: int) -> Path:
+        """Checkpoint after ``number`` epochs."""
+        return self.path / "checkpoints" / f"epoch_{number:03d}.pt"
+
+    def write_history(self, rows: Sequence[Row]) -> None:
+        """Write history.csv.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: _shown(row.get(key)) for key in COLUMNS})
+        write_text(self.history, stream.getvalue())
+
+    def prune(self, keep: int) -> None:
+        """Remove all but the newest ``keep`` epoch_NNN.pt; a negative number keeps all."""
+        if keep < 0:
+            return
+        found = self.path.glob("checkpoints/epoch_*.pt")
+        numbered = sorted(found, key=lambda path: (len(path.name), path.name))
+        for path in numbered[: len(numbered) - keep]:
+            path.unlink(missing_ok=True)
+
+
+def new_run(output: Path, name: str) -> RunDir:
+    """A run directory that does not exist yet; nothing is made.
+
+    Raises:
+        UsageError: it exists, or the name is not one of a directory.
+    """
+    if Path(name).name != name or name.startswith("."):
+        raise UsageError(
+            "--name", found=name, expected="a plain name", remedy="use -o for the parent folder"
+        )
+    path = output / name
+    if path.exists():
+        raise UsageError(
+            path,
+            found="a run of that name",
+            expected="a free name",
+            remedy=f"choose another with --name, or go on with --resume --name {name}",
+        )
+    return RunDir(path)
+
+
+def existing_run(output: Path, name: str) -> RunDir:
+    """The run to resume: ``name``, or the one whose last.pt was written last.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name:
+        candidates = [output / name / "checkpoints" / "last.pt"]
+    else:
+        candidates = sorted(
+            output.glob("*/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime_ns
+        )
+    if not candidates or not candidates[-1].is_file():
+        raise InputError(
+            output / name if name else output,
+            found="no run with checkpoints/last.pt",
+            expected="a run that was begun",
+            remedy="start without --resume, or name the run with --name and its parent with -o",
+        )
+    return RunDir(candidates[-1].parent.parent)
+
+
+def _shown(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,73 @@
+"""How far a run is, by steps and by the clock, and what the learning rate is there."""
+
+from collections.abc import Callable
+from math import cos, pi
+from time import monotonic
+
+from train.config import TrainConfig
+
+_FLOOR = 0.01
+_POLY_POWER = 0.9
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """The learning rate at ``progress`` in [0, 1] of the run.
+
+    Linear warm-up from 1% of the peak, then constant, half a cosine or a polynomial of power 0.9,
+    the last two down to 1% again.
+    """
+    if progress < config.warm_up:
+        return config.lr * (_FLOOR + (1 - _FLOOR) * progress / config.warm_up)
+    if config.schedule == "constant":
+        return config.lr
+    rest = min(1.0, (progress - config.warm_up) / max(1e-9, 1 - config.warm_up))
+    shape = (1 + cos(pi * rest)) / 2 if config.schedule == "cosine" else (1 - rest) ** _POLY_POWER
+    return config.lr * (_FLOOR + (1 - _FLOOR) * shape)
+
+
+class TimeBudget:
+    """The time a run may take, validation and evaluation at its end included.
+
+    Args:
+        seconds: in all, from now on; None: no limit.
+        clock: seconds, monotonic.
+
+    Attributes:
+        reserve: seconds kept for what follows training.
+    """
+
+    def __init__(
+        self, seconds: float | None = None, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.seconds = seconds
+        self.reserve = 0.0
+        self._clock = clock
+        self._start = clock()
+        self._training = 0.0
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self.seconds is not None
+
+    def elapsed(self) -> float:
+        """Seconds since this budget was made."""
+        return self._clock() - self._start
+
+    def begin_training(self, reserve: float) -> None:
+        """Count the training's part from here: preparing data is no progress."""
+        self.reserve = reserve
+        self._training = self.elapsed()
+
+    def fraction(self) -> float:
+        """Part of the training's time that is used up, in [0, 1]; 0 without a limit."""
+        if self.seconds is None:
+            return 0.0
+        available = self.seconds - self.reserve - self._training
+        return min(1.0, (self.elapsed() - self._training) / available) if available > 0 else 1.0
+
+    def exhausted(self, next_step: float = 0.0) -> bool:
+        """Whether another step of ``next_step`` seconds does not fit."""
+        if self.seconds is None:
+            return False
+        return self.elapsed() + next_step > self.seconds - self.reserve

@@ -1,0 +1,139 @@
+"""Which cases train and which validate; visits of one patient never stand on both sides."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import InputError
+from train.config import SplitConfig
+
+# BraTS-GLI-00000-001 is the second visit of patient BraTS-GLI-00000, Brats18_CBICA_AAB_1 the first
+# of Brats18_CBICA_AAB; the numbers of BraTS20_Training_001 and BraTS2021_00001 are patients.
+_VISITS = (re.compile(r"(BraTS-[A-Za-z-]+-\d{5})-\d{3}"), re.compile(r"(Brats1[78]_.+)_\d"))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Case ids, each tuple sorted, disjoint."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    excluded: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, list[str]]:
+        """As stored in split.json."""
+        return {
+            "train": list(self.train),
+            "validation": list(self.validation),
+            "excluded": list(self.excluded),
+        }
+
+
+def patient_of(case_id: str) -> str:
+    """The patient a case belongs to; the case itself where its name does not say."""
+    for pattern in _VISITS:
+        match = pattern.fullmatch(case_id)
+        if match:
+            return match[1]
+    return case_id
+
+
+def make_split(case_ids: Sequence[str], config: SplitConfig, seed: int) -> Split:
+    """Split ``case_ids``, from which the excluded ones have been taken already.
+
+    A split.json wins over explicit lists, and those over the fraction. The fraction is of patients,
+    at least one where it is not 0; it does not depend on the order of ``case_ids``.
+
+    Raises:
+        InputError: a listed case is not there or on both sides, or no case is left to train on.
+    """
+    if config.file:
+        split = read_split(Path(config.file))
+        lists = SplitConfig(train_cases=split.train, validation_cases=split.validation)
+        return _by_lists(case_ids, lists, config.exclude, config.file)
+    if config.validation_cases or config.train_cases:
+        validation = config.validation_cases
+        if not validation and config.validation > 0:
+            validation = tuple(sorted(set(case_ids) - set(config.train_cases)))
+        lists = SplitConfig(train_cases=config.train_cases, validation_cases=validation)
+        return _by_lists(case_ids, lists, config.exclude, "split.train_cases")
+    patients: dict[str, list[str]] = defaultdict(list)
+    for case_id in sorted(case_ids):
+        patients[patient_of(case_id)].append(case_id)
+    names = list(patients)
+    count = max(1, round(config.validation * len(names))) if config.validation > 0 else 0
+    if count >= len(names):
+        raise _nothing_left("split.validation", len(case_ids))
+    order = np.random.default_rng([seed, 0]).permutation(len(names))
+    chosen = {names[index] for index in order[:count]}
+    return Split(
+        train=_members(patients, (name for name in names if name not in chosen)),
+        validation=_members(patients, chosen),
+        excluded=tuple(sorted(config.exclude)),
+    )
+
+
+def read_split(path: Path) -> Split:
+    """Read a split.json.
+
+    Raises:
+        InputError: missing or not a split.
+    """
+    try:
+        value = json.loads(path.read_text())
+        return Split(
+            tuple(map(str, value["train"])),
+            tuple(map(str, value["validation"])),
+            tuple(map(str, value.get("excluded", ()))),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            path,
+            found=f"no readable split ({type(error).__name__}: {error})",
+            expected='a JSON object with lists "train" and "validation", as in a run directory',
+            remedy="correct split.file",
+        ) from error
+
+
+def _by_lists(
+    case_ids: Sequence[str], lists: SplitConfig, exclude: Sequence[str], where: str
+) -> Split:
+    validation = set(lists.validation_cases)
+    train = set(lists.train_cases) or set(case_ids) - validation
+    for name in sorted(train | validation):
+        if name not in case_ids:
+            raise InputError(
+                where,
+                found=f"case {name}, which is not among the {len(case_ids)} cases",
+                expected="ids of cases in the data root that are not excluded",
+                remedy="correct the list or the data root",
+            )
+    both = sorted(train & validation)
+    if both:
+        raise InputError(
+            where,
+            found=f"case {both[0]} in training and in validation",
+            expected="each case once",
+            remedy="take it out of one of the lists",
+        )
+    if not train:
+        raise _nothing_left(where, len(case_ids))
+    return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(exclude)))
+
+
+def _members(patients: dict[str, list[str]], names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(case_id for name in names for case_id in patients[name]))
+
+
+def _nothing_left(where: str, cases: int) -> InputError:
+    return InputError(
+        where,
+        found=f"{cases} case{'s' * (cases != 1)} and none left to train on",
+        expected="two patients or more, or split.validation 0",
+        remedy="add cases or lower split.validation",
+    )

@@ -1,0 +1,107 @@
+"""Whole cases through the served `Segmenter`: Dice while training, all figures at the end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from time import monotonic
+
+import torch
+from torch import nn
+
+from runtime import nifti
+from runtime.case import Case
+from runtime.labels import REGIONS, Label, LabelMap
+from runtime.metrics import PROFILES, SCORED, Mask, Scores, dice, score_case
+from runtime.model_card import ModelCard
+from runtime.ops import Array
+from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from train.backend import TorchBackend
+
+PROFILE = PROFILES["brats2020"]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Dice of each of `SCORED` over some cases.
+
+    Attributes:
+        cases: case id to Dice by region and label.
+        seconds: what it took.
+    """
+
+    cases: dict[str, dict[str, float]]
+    seconds: float
+
+    def mean(self) -> dict[str, float]:
+        """Mean over the cases, by region and label."""
+        return {name: fmean(case[name] for case in self.cases.values()) for name in SCORED}
+
+    def score(self) -> float:
+        """Mean over cases and the three regions: what early stopping and best.pt look at."""
+        mean = self.mean()
+        return fmean(mean[name] for name in REGIONS)
+
+
+def segment_cases(
+    model: nn.Module,
+    card: ModelCard,
+    device: torch.device,
+    cases: Sequence[Case],
+    overlap: float,
+) -> Iterator[Prediction]:
+    """Segment case after case with a live network, float32.
+
+    Raises:
+        InputError: a case does not suit the model.
+        ComputeError: the network fails, or gives values that are not finite.
+    """
+    backend = TorchBackend(model, card, device)
+    try:
+        # On a CPU a larger batch takes memory and saves no time.
+        batch = 1 if device.type == "cpu" else card.inference.batch
+        segmenter = Segmenter(backend, SegmentOptions(overlap=overlap, batch=batch))
+        for case in cases:
+            yield segmenter.segment(nifti.load(case))
+    finally:
+        backend.close()
+
+
+def dice_of(labels: LabelMap, truth: LabelMap) -> dict[str, float]:
+    """Dice of each of `SCORED` between two network label maps of one shape."""
+    scores = {}
+    for name in SCORED:
+        members = REGIONS.get(name) or (Label[name],)
+        called, true = (_any_of(array, members) for array in (labels, truth))
+        scores[name] = dice(called, true, PROFILE)
+    return scores
+
+
+def score_of(prediction: Prediction, truth: LabelMap) -> dict[str, Scores]:
+    """All figures of one case, by region and label."""
+    return score_case(prediction.labels, truth, prediction.volume.grid.spacing, PROFILE)
+
+
+def seconds_per_window(model: nn.Module, card: ModelCard, device: torch.device) -> float:
+    """Measured on a window of noughts, after one that does not count."""
+    backend = TorchBackend(model, card, device)
+    backend.bind(card.patch, 1)
+
+    def fill(first: int, last: int, inputs: Array) -> None:
+        inputs[...] = 0
+
+    def take(first: int, last: int, probabilities: Array) -> None:
+        pass
+
+    backend.run(1, fill, take)
+    began = monotonic()
+    backend.run(1, fill, take)
+    seconds = monotonic() - began
+    backend.close()
+    return seconds
+
+
+def _any_of(labels: LabelMap, members: Sequence[Label]) -> Mask:
+    found: Mask = labels == members[0]
+    for member in members[1:]:
+        found |= labels == member
+    return found
