@@ -189,9 +189,7 @@ def test_something_is_trained_however_short_the_time(data: Path, tmp_path: Path)
     assert (tmp_path / "short" / "checkpoints" / "best.pt").is_file()
 
 
-def test_patience_ends_a_run(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patience_ends_a_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train.loop, "dice_of", lambda *_: dict.fromkeys(SCORED, 0.5))
     flags = ["--train.patience", "2", "--validation.every", "1", "--train.epochs", "9"]
     small = ["--sampling.patches-per-epoch", "2"]

@@ -66,9 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
         arguments = parse(given)
         check(arguments.keys)
     except BratsError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {error}", markup=False
-        )
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return error.exit_code
     return run_command(lambda console: _run(arguments, console), quiet=arguments.quiet)
 

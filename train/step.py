@@ -37,9 +37,7 @@ class Stepper:
             {"params": [p for p in model.parameters() if p.ndim > 1]},
             {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self._optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, weight_decay=config.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
         self._scaler = torch.amp.GradScaler(
             compute.device.type, enabled=compute.autocast is torch.float16
         )

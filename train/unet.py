@@ -34,7 +34,8 @@ class ConvBlock(nn.Module):
         y = self.bn2(self.conv2(y))
         if self.shortcut is not None:
             y = y + self.shortcut(x)
-        return self.dropout(self.relu(y))
+        out: Tensor = self.dropout(self.relu(y))
+        return out
 
 
 class UpBlock(nn.Module):
@@ -48,7 +49,8 @@ class UpBlock(nn.Module):
         self.block = ConvBlock(channels_low + channels_skip, channels_skip, dropout, residual)
 
     def forward(self, low: Tensor, skip: Tensor) -> Tensor:
-        return self.block(torch.cat((self.up(low), skip), dim=1))
+        out: Tensor = self.block(torch.cat((self.up(low), skip), dim=1))
+        return out
 
 
 class UNet3D(nn.Module):
