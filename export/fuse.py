@@ -283,14 +283,15 @@ def compose_kernels(up: Float64, conv: Float64) -> Float64:
         (low, out, K + 1, K + 1, K + 1), for stride 2 and padding K // 2.
     """
     size = conv.shape[2]
-    kernel = np.zeros((up.shape[0], conv.shape[0], *([size + 1] * _AXES)))
+    # Taps first: the products are of whole matrices that lie together in memory.
+    ups = np.ascontiguousarray(up.transpose(2, 3, 4, 0, 1))
+    convs = np.ascontiguousarray(conv.transpose(2, 3, 4, 1, 0))
+    kernel = np.zeros((*[size + 1] * _AXES, up.shape[0], conv.shape[0]))
     for a in np.ndindex(2, 2, 2):
         for t in np.ndindex(size, size, size):
             k = tuple(ai - ti + size - 1 for ai, ti in zip(a, t, strict=True))
-            kernel[(slice(None), slice(None), *k)] += (
-                up[(slice(None), slice(None), *a)] @ conv[(slice(None), slice(None), *t)].T
-            )
-    return kernel
+            kernel[k] += ups[a] @ convs[t]
+    return kernel.transpose(3, 4, 0, 1, 2)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

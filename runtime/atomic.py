@@ -55,6 +55,18 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def remove(path: Path) -> None:
+    """Remove a file if it is there.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def replace_directory(path: Path, fill: Callable[[Path], None], owned_by: str) -> None:
     """Let ``fill`` write a temporary sibling directory, then put it in the place of ``path``.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime import __version__
-from runtime.atomic import write_json
+from runtime.atomic import remove, write_json
 from runtime.case import Case
 from runtime.errors import UsageError
 from runtime.labels import Convention, to_convention
@@ -150,7 +150,7 @@ def save(
     grid = prediction.volume.grid
     started = datetime.now(UTC)
     # An old sidecar would vouch for a new label map until it is replaced; so it goes first.
-    plan.sidecar.unlink(missing_ok=True)
+    remove(plan.sidecar)
     digest = write_label_map(plan.labels, to_convention(prediction.labels, plan.convention), grid)
     if prediction.probabilities is not None:
         write_probabilities(plan.probabilities, prediction.probabilities, grid)

@@ -134,6 +134,19 @@ def test_cases_without_truth_are_named(root: Path, tmp_path: Path) -> None:
         find_labelled(tmp_path / "in", exclude=["BraTSPhantom_0009"])
 
 
+def test_a_data_set_without_any_labels_is_left_out(tmp_path: Path, root: Path) -> None:
+    shutil.copytree(root, tmp_path / "in" / "TrainingData")
+    bare = tmp_path / "in" / "ValidationData" / "BraTS20_Validation_001"
+    shutil.copytree(root / "BraTSPhantom_0001", bare)
+    for path in list(bare.iterdir()):
+        path.rename(bare / path.name.replace("BraTSPhantom_0001", bare.name))
+    (bare / f"{bare.name}_seg.nii.gz").unlink()
+    found = [case.case_id for case in find_labelled(tmp_path / "in")]
+    assert found == ["BraTSPhantom_0001", "BraTSPhantom_0002", "BraTSPhantom_0003"]
+    with pytest.raises(InputError, match="BraTS20_Validation_001"):
+        find_labelled(tmp_path / "in" / "ValidationData")
+
+
 # Split
 
 

@@ -21,16 +21,23 @@ class TorchBackend:
         model: float (N, C, X, Y, Z) to logits (N, classes, X, Y, Z); moved to ``device``.
         card: its contract.
         device: where it runs, such as "cpu" or "cuda:0".
+        autocast: dtype of its convolutions; None for float32 throughout.
     """
 
     def __init__(
-        self, model: nn.Module, card: ModelCard, device: str | torch.device = "cpu"
+        self,
+        model: nn.Module,
+        card: ModelCard,
+        device: str | torch.device = "cpu",
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.card = card
         self.ops = NumpyOps()
         self._device = torch.device(device)
         self._model: nn.Module | None = model.to(self._device)
-        self.info = BackendInfo("torch", str(self._device), "fp32")
+        self._autocast = autocast
+        names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+        self.info = BackendInfo("torch", str(self._device), names[autocast])
         self._batch = 0
         self._inputs: npt.NDArray[np.float32] = np.empty(0, np.float32)
 
@@ -72,7 +79,10 @@ class TorchBackend:
         inputs = torch.from_numpy(self._inputs[:count]).to(
             self._device, memory_format=torch.channels_last_3d
         )
-        probabilities = torch.softmax(model(inputs).float(), dim=1)
+        dtype = self._autocast
+        with torch.autocast(self._device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            logits = model(inputs)
+        probabilities = torch.softmax(logits.float(), dim=1)
         result: npt.NDArray[np.float32] = probabilities.cpu().contiguous().numpy()
         return result
 

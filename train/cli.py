@@ -126,6 +126,7 @@ def _run(arguments: Arguments, console: Console) -> int:
     console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision})")
     console.print(to_yaml(config).rstrip(), markup=False, highlight=False)
     cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
+    console.print(f"{len(cases)} labelled cases in {config.data}", markup=False)
     split = (
         read_split(run.split)
         if arguments.resume

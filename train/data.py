@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from runtime import nifti
 from runtime.atomic import check_writable, open_atomic, replace_directory, write_json
-from runtime.case import Case, find_cases
+from runtime.case import Case, Dialect, find_cases
 from runtime.errors import InputError
 from runtime.labels import Convention, Label, LabelMap
 from runtime.model_card import ModelCard, Shape3
@@ -60,10 +60,15 @@ class CachedCase:
 def find_labelled(
     root: Path, channels: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[Case]:
-    """All cases below ``root`` except ``exclude``, sorted by id.
+    """The labelled cases below ``root`` except ``exclude``, sorted by id.
+
+    Cases lie side by side in a data set's folder. Where none of them has a label map (BraTS ships
+    its validation data so, beside the training data), that data set is not meant for training and
+    is left out; where only some have none, something is missing.
 
     Raises:
-        InputError: no case, an excluded id that is not there, or a case without a label map.
+        InputError: no case, an excluded id that is not there, no labelled case at all, or one
+            without a label map among others that have theirs.
         UsageError: channels that nothing names.
     """
     cases = find_cases(root, channels or None)
@@ -75,20 +80,27 @@ def find_labelled(
             expected=f"ids among its {len(cases)} cases, such as {cases[0].case_id}",
             remedy="correct split.exclude (--exclude)",
         )
-    cases = [case for case in cases if case.case_id not in exclude]
-    for case in cases:
-        if case.labels is None:
+    kept = [case for case in cases if case.case_id not in exclude]
+    if not kept:
+        raise InputError(
+            root, found="every case excluded", expected="cases to train on", remedy="exclude fewer"
+        )
+    labelled = {_data_set(case) for case in kept if case.labels is not None}
+    for case in kept:
+        if case.labels is None and (not labelled or _data_set(case) in labelled):
             raise InputError(
                 case.folder,
                 found=f"case {case.case_id} without a label map",
                 expected="the truth beside the images, such as X_seg.nii.gz",
                 remedy="add it, or leave the case out with --exclude",
             )
-    if not cases:
-        raise InputError(
-            root, found="every case excluded", expected="cases to train on", remedy="exclude fewer"
-        )
-    return cases
+    return [case for case in kept if case.labels is not None]
+
+
+def _data_set(case: Case) -> Path:
+    """The folder in which the case lies beside others of its data set."""
+    in_own_folder = case.dialect not in (Dialect.MSD, Dialect.NNUNET)
+    return case.folder.parent if in_own_folder else case.folder
 
 
 def prepare_case(

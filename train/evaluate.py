@@ -1,16 +1,16 @@
 """The end of a run: the best checkpoint on the validation cases, with all figures and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
 
 from runtime.atomic import write_json, write_text
 from runtime.case import Case
 from runtime.labels import Convention
 from runtime.metrics import SCORED, Scores, summarise, to_json
+from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from train.checkpoint import load_checkpoint, restore_weights
+from train.device import Compute
 from train.display import Display
 from train.pictures import draw_sample
 from train.run_dir import RunDir
@@ -24,58 +24,75 @@ class EvaluationPlan:
     """What is evaluated.
 
     Attributes:
-        cases: segmented and scored.
-        left_out: ids of validation cases for which a time limit leaves no room.
+        cases: to be segmented and scored, in order.
         overlap: of windows.
+        compute: device and arithmetic.
         convention: of the label maps; None as each case says.
     """
 
     cases: tuple[Case, ...]
-    left_out: tuple[str, ...]
     overlap: float
+    compute: Compute
     convention: Convention | None = None
 
 
-def evaluate_best(
-    run: RunDir, plan: EvaluationPlan, device: torch.device, display: Display
-) -> dict[str, Scores] | None:
-    """Write evaluation.json, evaluation_metrics.txt and samples/ from ``run``'s best checkpoint.
-
-    Returns:
-        Scores of the last case; None without cases, for which nothing is written.
+def predict_best(run: RunDir, plan: EvaluationPlan) -> Iterator[Prediction]:
+    """Segment the plan's cases with ``run``'s best checkpoint.
 
     Raises:
         InputError: the checkpoint or a case cannot be read.
         ComputeError: the network fails.
-        OutputError: a file cannot be written.
     """
-    if not plan.cases:
-        return None
     checkpoint = load_checkpoint(run.best)
     model = checkpoint.architecture.build()
     restore_weights(model, checkpoint, run.best)
+    yield from segment_cases(model, checkpoint.card, plan.compute, plan.cases, plan.overlap)
+
+
+def write_evaluation(
+    run: RunDir,
+    plan: EvaluationPlan,
+    predictions: Iterable[Prediction],
+    enough: Callable[[], bool],
+    display: Display,
+) -> None:
+    """Score the best checkpoint: evaluation.json, evaluation_metrics.txt and samples/.
+
+    Args:
+        run: where they go.
+        plan: what is evaluated.
+        predictions: of the plan's cases, in order, from the best checkpoint; may be fewer.
+        enough: asked after each case; True leaves the rest out, for want of time.
+        display: shows how far it is.
+
+    Raises:
+        InputError: a label map cannot be read.
+        OutputError: a file cannot be written.
+    """
     scores: dict[str, dict[str, Scores]] = {}
     display.begin("evaluation", len(plan.cases))
-    predictions = segment_cases(model, checkpoint.card, device, plan.cases, plan.overlap)
-    for index, (case, prediction) in enumerate(zip(plan.cases, predictions, strict=True)):
+    for prediction in predictions:
+        case = prediction.volume.case
         truth = load_truth(case, plan.convention)
         scores[case.case_id] = score_of(prediction, truth)
-        if index < SAMPLES:
+        if len(scores) <= SAMPLES:
             draw_sample(run.samples, prediction, truth)
-        display.update(index + 1)
+        display.update(len(scores))
+        if enough():
+            break
+    left_out = [case.case_id for case in plan.cases if case.case_id not in scores]
     value = {
         "checkpoint": run.best.name,
-        "epoch": checkpoint.epoch,
+        "precision": plan.compute.precision,
         "overlap": plan.overlap,
-        "left_out": list(plan.left_out),
+        "left_out": left_out,
         **to_json(PROFILE, scores),
     }
     write_json(run.evaluation, value)
     text = metrics_table(scores)
-    if plan.left_out:
-        text += f"\nNo time was left for: {', '.join(plan.left_out)}\n"
+    if left_out:
+        text += f"\nNo time was left for: {', '.join(left_out)}\n"
     write_text(run.evaluation_text, text)
-    return scores[plan.cases[-1].case_id]
 
 
 def metrics_table(cases: Mapping[str, Mapping[str, Scores]]) -> str:

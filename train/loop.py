@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from time import monotonic
 from typing import Any
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from runtime.case import Case
 from runtime.errors import InputError, UsageError
+from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from runtime.windows import plan_windows
 from train.augment import PatchAugment
@@ -20,7 +21,7 @@ from train.config import Config
 from train.data import CachedCase
 from train.device import Compute
 from train.display import Display, epoch_line
-from train.evaluate import EvaluationPlan, evaluate_best
+from train.evaluate import EvaluationPlan, predict_best, write_evaluation
 from train.patches import Batch, PatchDataset, patch_loader, worker_count
 from train.pictures import draw_curves
 from train.run_dir import RunDir
@@ -93,6 +94,8 @@ class Trainer:
         limit = config.validation.limit or len(job.validation)
         self._watched = tuple(job.validation[:limit])
         self._seconds_per_case = 0.0
+        # Predictions of the newest validation, kept under a time limit to be scored at the end.
+        self._fresh: list[Prediction] = []
 
     def resume(self) -> None:
         """Go on from last.pt.
@@ -144,8 +147,8 @@ class Trainer:
                     if key != "epoch" and value is not None:
                         board.add_scalar(key, value, self._epoch)
                 self._display.say(epoch_line(row, self._config.train.epochs, best))
-        plan = self._evaluation_plan()
-        evaluate_best(self._job.run, plan, self._job.compute.device, self._display)
+        if self._job.validation:
+            self._evaluate()
 
     def _finished(self) -> bool:
         patience = self._config.train.patience
@@ -236,13 +239,19 @@ class Trainer:
         predictions = segment_cases(
             self._model,
             self._card,
-            self._job.compute.device,
+            self._job.compute,
             self._watched,
             config.validation.overlap,
         )
-        for case, prediction in zip(self._watched, predictions, strict=True):
+        self._fresh = []
+        for prediction in predictions:
+            case = prediction.volume.case
             cases[case.case_id] = dice_of(prediction.labels, load_truth(case, config.convention()))
             self._display.update(len(cases))
+            if self._budget.limited:
+                self._fresh.append(prediction)
+            if self._budget.overdue():
+                break
         self._validated_at = monotonic()
         return Validation(cases, self._validated_at - began)
 
@@ -291,29 +300,34 @@ class Trainer:
             len(plan_windows(case.shape, config.model.patch, config.validation.overlap))
             for case in self._job.train
         ]
-        window = seconds_per_window(self._model, self._card, self._job.compute.device)
+        window = seconds_per_window(self._model, self._card, self._job.compute)
         self._seconds_per_case = fmean(boxes) * window + _SECONDS_PER_CASE
         share = _SHARE_OF_BUDGET * self._budget.seconds
         room = max(1, int(share / self._seconds_per_case))
         self._watched = self._watched[:room]
-        twice = 2 * self._seconds_per_case + _SECONDS_TO_SCORE
-        reserve = len(self._watched) * twice
+        reserve = len(self._watched) * (self._seconds_per_case + _SECONDS_TO_SCORE)
         self._budget.begin_training(reserve)
         self._display.say(
             f"time limit {self._budget.seconds / 60:g} min: validates on {len(self._watched)} of "
             f"{len(self._job.validation)} cases, keeps {reserve:.0f} s for it"
         )
 
-    def _evaluation_plan(self) -> EvaluationPlan:
-        config, cases = self._config, self._job.validation
-        if not self._budget.limited:
-            return EvaluationPlan(tuple(cases), (), config.model.overlap, config.convention())
-        return EvaluationPlan(
-            self._watched,
-            tuple(case.case_id for case in cases if case not in self._watched),
-            config.validation.overlap,
+    def _evaluate(self) -> None:
+        """All figures of the best checkpoint, in float32 and with the card's overlap.
+
+        Under a time limit what validation did is scored, as far as the best epoch is the last one.
+        """
+        config, job = self._config, self._job
+        limited = self._budget.limited
+        plan = EvaluationPlan(
+            tuple(job.validation),
+            config.validation.overlap if limited else config.model.overlap,
+            job.compute if limited else replace(job.compute, autocast=None),
             config.convention(),
         )
+        ready = self._fresh if limited and self._best_epoch == self._epoch else None
+        predictions = predict_best(job.run, plan) if ready is None else ready
+        write_evaluation(job.run, plan, predictions, self._budget.overdue, self._display)
 
 
 def build_model(config: Config) -> UNet3D:

@@ -71,3 +71,7 @@ class TimeBudget:
         if self.seconds is None:
             return False
         return self.elapsed() + next_step > self.seconds - self.reserve
+
+    def overdue(self) -> bool:
+        """Whether all of the time is used up, the reserve included."""
+        return self.seconds is not None and self.elapsed() > self.seconds

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from time import monotonic
 
-import torch
 from torch import nn
 
 from runtime import nifti
@@ -16,6 +15,7 @@ from runtime.model_card import ModelCard
 from runtime.ops import Array
 from runtime.segmenter import Prediction, Segmenter, SegmentOptions
 from train.backend import TorchBackend
+from train.device import Compute
 
 PROFILE = PROFILES["brats2020"]
 
@@ -45,20 +45,20 @@ class Validation:
 def segment_cases(
     model: nn.Module,
     card: ModelCard,
-    device: torch.device,
+    compute: Compute,
     cases: Sequence[Case],
     overlap: float,
 ) -> Iterator[Prediction]:
-    """Segment case after case with a live network, float32.
+    """Segment case after case with a live network, in the arithmetic of ``compute``.
 
     Raises:
         InputError: a case does not suit the model.
         ComputeError: the network fails, or gives values that are not finite.
     """
-    backend = TorchBackend(model, card, device)
+    backend = TorchBackend(model, card, compute.device, compute.autocast)
     try:
         # On a CPU a larger batch takes memory and saves no time.
-        batch = 1 if device.type == "cpu" else card.inference.batch
+        batch = 1 if compute.device.type == "cpu" else card.inference.batch
         segmenter = Segmenter(backend, SegmentOptions(overlap=overlap, batch=batch))
         for case in cases:
             yield segmenter.segment(nifti.load(case))
@@ -81,9 +81,9 @@ def score_of(prediction: Prediction, truth: LabelMap) -> dict[str, Scores]:
     return score_case(prediction.labels, truth, prediction.volume.grid.spacing, PROFILE)
 
 
-def seconds_per_window(model: nn.Module, card: ModelCard, device: torch.device) -> float:
+def seconds_per_window(model: nn.Module, card: ModelCard, compute: Compute) -> float:
     """Measured on a window of noughts, after one that does not count."""
-    backend = TorchBackend(model, card, device)
+    backend = TorchBackend(model, card, compute.device, compute.autocast)
     backend.bind(card.patch, 1)
 
     def fill(first: int, last: int, inputs: Array) -> None:

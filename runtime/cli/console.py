@@ -39,9 +39,7 @@ def optional(metavar: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
-ConventionFlag = Annotated[
-    tyro.conf.EnumChoicesFromValues[Convention] | None, optional("CONVENTION")
-]
+ConventionFlag = Annotated[Convention | None, optional("CONVENTION")]
 """A label convention, by its value: brats2020."""
 
 

@@ -235,7 +235,8 @@ Run = Callable[[], subprocess.CompletedProcess[str]]
 
 
 def copy_project(folder: Path) -> Path:
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".hypothesis")
+    # What is compiled stays valid, as times of change are copied; a faulty file has a new one.
+    ignored = shutil.ignore_patterns(".hypothesis")
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
