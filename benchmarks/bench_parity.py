@@ -20,7 +20,7 @@ def bench_parity(
     network, card, weights = trained
     built = build(network, card, fp16=True)
     cases = parity_cases(request.config.getoption("--data"), 8)
-    limit = 1 if request.config.getoption("--quick") else 3
+    limit = request.config.getoption("--parity-cases")
     certificate = benchmark.pedantic(
         lambda: certify(
             TorchBackend(network, card), built.candidates, islice(cases, limit), Gate(), "benchmark"

@@ -38,7 +38,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--checkpoint", type=Path, help="network; the newest run's by default")
     group.addoption("--model", type=Path, default=Path("model"), help="its model directory")
     group.addoption("--case", help="the case to time; the first of --data by default")
-    group.addoption("--quick", action="store_true", help="one round of everything")
+    group.addoption("--rounds", type=int, default=2, help="times each figure is taken")
+    group.addoption("--parity-cases", type=int, default=1, help="cases to compare on")
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
@@ -65,7 +66,7 @@ def _processor() -> str:
 
 @pytest.fixture(scope="session")
 def rounds(request: pytest.FixtureRequest) -> int:
-    return 1 if request.config.getoption("--quick") else 3
+    return max(1, int(request.config.getoption("--rounds")))
 
 
 @pytest.fixture(scope="session")

@@ -68,9 +68,14 @@ def _export(options: ExportArgs, console: Console) -> int:
         raise UsageError(
             "--gate", found=str(options.gate), expected="0 < gate <= 1", remedy="0.999 is usual"
         )
+    if options.cases < 1:
+        raise UsageError(
+            "--cases", found=str(options.cases), expected="1 or more", remedy="drop --cases"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
-    check_target(options.output)
+    out = options.output.absolute()
+    check_target(out)
     checkpoint = options.checkpoint
     if checkpoint is None:
         checkpoint = newest_run(options.runs) / "checkpoints" / "best.pt"
@@ -105,7 +110,7 @@ def _export(options: ExportArgs, console: Console) -> int:
             source,
         )
     console.print(_table(certificate))
-    release(options.output, card, built.files, certificate, options.allow_inconclusive)
+    release(out, card, built.files, certificate, options.allow_inconclusive)
     console.print(f"model directory {options.output}: {', '.join(built.files)}", markup=False)
     if ONNX_FP16 in built.files:
         console.print(

@@ -53,7 +53,7 @@ class EmulatedGraph:
         self._weights: dict[str, Tensor] = {}
         for item in model.graph.initializer:
             array = numpy_helper.to_array(item)
-            self._weights[item.name] = torch.from_numpy(array.copy()).to(arithmetic)
+            self._weights[item.name] = _laid_out(torch.from_numpy(array.copy()).to(arithmetic))
             if array.dtype == np.float16:
                 self._half.add(item.name)
         for node in self._nodes:
@@ -71,7 +71,7 @@ class EmulatedGraph:
     @torch.inference_mode()
     def __call__(self, image: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Run on float32 (N, C, X, Y, Z); returns the output in the arithmetic's dtype."""
-        tensors: dict[str, Tensor] = {self._input: torch.from_numpy(image).to(self._arithmetic)}
+        tensors = {self._input: _laid_out(torch.from_numpy(image).to(self._arithmetic))}
         for index, node in enumerate(self._nodes):
             inputs = [
                 self._weights[name] if name in self._weights else tensors[name]
@@ -91,8 +91,13 @@ class EmulatedGraph:
             for used in node.input:
                 if self._last_use.get(used) == index:
                     tensors.pop(used, None)
-        output: npt.NDArray[Any] = tensors[self._output].numpy()
+        output: npt.NDArray[Any] = tensors[self._output].contiguous().numpy()
         return output
+
+
+def _laid_out(tensor: Tensor) -> Tensor:
+    """Channels last, in which PyTorch convolves volumes about twice as fast on a CPU."""
+    return tensor.to(memory_format=torch.channels_last_3d) if tensor.ndim == 5 else tensor
 
 
 class EmulatedBackend:

@@ -14,8 +14,6 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from export.build import build
-from export.release import release
 from runtime.case import Case, Source
 from runtime.model_card import InferenceDefaults, ModelCard
 from runtime.nifti import Grid, Image, Volume, load
@@ -102,6 +100,10 @@ def tiny_model(
 
     Read-only for tests; copy it to change it.
     """
+    # Imported here: most tests need no exporter, and it takes seconds to import.
+    from export.build import build
+    from export.release import release
+
     out = tmp_path_factory.mktemp("export") / "model"
     built = build(tiny_network, tiny_card, fp16=True)
     certificate = {

@@ -75,7 +75,7 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loss_falls(run: Path) -> None:
     losses = [float(row["loss"]) for row in _rows(run)]
     assert len(losses) == 4
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_the_run_directory_is_whole(run: Path) -> None:

@@ -157,8 +157,6 @@ def _run(arguments: Arguments, console: Console) -> int:
 
         cache = Path(config.cache) if config.cache else arguments.output / ".cache"
         prepared = cached(wanted, config.card(run.name), cache, config.convention(), done)
-        write_config(run.config, config)
-        write_json(run.split, split.to_json())
         job = Job(
             config=config,
             run=run,
@@ -169,6 +167,8 @@ def _run(arguments: Arguments, console: Console) -> int:
         trainer = Trainer(job, budget, display)
         if arguments.resume:
             trainer.resume()
+        write_config(run.config, config)
+        write_json(run.split, split.to_json())
         trainer.fit()
         display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
     return 0

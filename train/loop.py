@@ -326,8 +326,12 @@ class Trainer:
             config.convention(),
         )
         ready = self._fresh if limited and self._best_epoch == self._epoch else None
-        predictions = predict_best(job.run, plan) if ready is None else ready
-        write_evaluation(job.run, plan, predictions, self._budget.overdue, self._display)
+        if ready is None:
+            predictions = predict_best(job.run, plan)
+            write_evaluation(job.run, plan, predictions, self._budget.overdue, self._display)
+        else:
+            # Seconds at most: what has been segmented is scored, even if the clock has run out.
+            write_evaluation(job.run, plan, ready, lambda: False, self._display)
 
 
 def build_model(config: Config) -> UNet3D:
