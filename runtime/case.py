@@ -209,6 +209,17 @@ def _is_channel(named: _Named) -> bool:
     return named.separator == "_" and re.fullmatch(r"\d{4}", named.token) is not None
 
 
+def _add(sources: dict[str, Source], modality: str, path: Path) -> None:
+    if modality in sources:
+        raise InputError(
+            path,
+            found=f"modality {modality} twice (also {sources[modality].path.name})",
+            expected="each modality once",
+            remedy="remove one of the two files",
+        )
+    sources[modality] = Source(path)
+
+
 def _named_case(folder: Path, prefix: str, files: list[_Named], labels: list[_Named]) -> Case:
     case_id = prefix or folder.resolve().name
     sources: dict[str, Source] = {}
@@ -216,14 +227,7 @@ def _named_case(folder: Path, prefix: str, files: list[_Named], labels: list[_Na
         modality = ALIASES.get(file.token)
         if modality is None:
             continue
-        if modality in sources:
-            raise InputError(
-                file.path,
-                found=f"modality {modality} twice (also {sources[modality].path.name})",
-                expected="each modality once",
-                remedy="remove one of the two files",
-            )
-        sources[modality] = Source(file.path)
+        _add(sources, modality, file.path)
     if len(labels) > 1:
         raise InputError(
             labels[1].path,
@@ -262,14 +266,7 @@ def _nnunet_case(
                 remedy="correct dataset.json or --channels",
             )
         modality = names[index]
-        if modality in sources:
-            raise InputError(
-                file.path,
-                found=f"modality {modality} twice (also {sources[modality].path.name})",
-                expected="each modality once",
-                remedy="remove one of the two files",
-            )
-        sources[modality] = Source(file.path)
+        _add(sources, modality, file.path)
     return Case(
         case_id=prefix,
         images={name: sources[name] for name in MODALITIES if name in sources},

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from runtime.case import Case
 from runtime.errors import InputError
-from runtime.grid import corner_distance
+from runtime.grid import check_same_grid
 from runtime.labels import MODALITIES
 from runtime.nifti import Volume, load, load_label_map
 from runtime.truth import load_truth
@@ -63,10 +63,12 @@ def _examine_labels(case: Case, volume: Volume) -> list[Finding]:
     try:
         truth = load_truth(case)
         _, grid = load_label_map(case.labels)
+        first = next(iter(volume.images.values()))
+        check_same_grid(
+            case.labels, grid, first.path, volume.grid, "resample it to the images' grid"
+        )
     except InputError as error:
         return [Finding(True, str(error))]
-    if grid.shape != volume.grid.shape or corner_distance(grid, volume.grid) > 0.05:
-        return [Finding(True, f"{case.labels.name} lies on another grid than the images")]
     brain = np.logical_or.reduce([image.voxels != 0 for image in volume.images.values()])
     outside = int(np.count_nonzero((truth != 0) & ~brain))
     if outside:

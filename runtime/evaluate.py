@@ -18,15 +18,13 @@ from runtime.atomic import write_json as write_json_file
 from runtime.atomic import write_text
 from runtime.case import Case, find_cases
 from runtime.errors import InputError, UsageError
-from runtime.grid import Grid, corner_distance
+from runtime.grid import check_same_grid
 from runtime.labels import REGIONS, Convention
 from runtime.metrics import METRICS, SCORED, Profile, Scores, score_case, summarise, to_json
 from runtime.truth import read_labels
 
 _SUFFIXES: Final = (".nii.gz", ".nii")
 _LABEL_ENDINGS: Final = ("_seg", "-seg")
-# Two label maps lie on one grid when no corner moves by more than this part of a voxel.
-_GRID_TOLERANCE: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,8 @@ def evaluate(
             path = predictions[case_id]
             own = prediction_convention or _sidecar_convention(path, case_id) or convention
             labels, own_grid = read_labels(path, own, implied=prediction_convention is None)
-            _check_grid(path, own_grid, one.path, grid)
+            remedy = "score a label map on the grid of its own case"
+            check_same_grid(path, own_grid, one.path, grid, remedy)
         else:
             labels = np.zeros_like(truth_labels)
         cases[case_id] = score_case(labels, truth_labels, grid.spacing, profile)
@@ -265,21 +264,3 @@ def _sidecar_convention(path: Path, case_id: str) -> Convention | None:
             expected=f"one of {', '.join(Convention)}",
             remedy="mend or remove the sidecar, or name the predictions' convention",
         ) from error
-
-
-def _check_grid(path: Path, grid: Grid, truth_path: Path, truth: Grid) -> None:
-    if grid.shape != truth.shape:
-        raise InputError(
-            path,
-            found=f"shape {'x'.join(map(str, grid.shape))}",
-            expected=f"{'x'.join(map(str, truth.shape))} as {truth_path.name} has",
-            remedy="score a label map on the grid of its own case",
-        )
-    moved = corner_distance(grid, truth)
-    if moved > _GRID_TOLERANCE * min(truth.spacing):
-        raise InputError(
-            path,
-            found=f"an affine that moves a corner of the volume by {moved:.3g} mm",
-            expected=f"the affine of {truth_path.name}",
-            remedy="score a label map on the grid of its own case",
-        )

@@ -1,9 +1,18 @@
 """Where the voxels of a volume lie in space."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from runtime.errors import InputError
+
+TOLERANCE: Final = 0.05
+"""Two headers describe one grid when no corner of the volume moves by more than this part of a
+voxel.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,3 +62,28 @@ def corner_distance(one: Grid, other: Grid) -> float:
     )
     moved = corners @ (one.affine - other.affine).T
     return float(np.sqrt((moved[:, :3] ** 2).sum(axis=1)).max())
+
+
+def check_same_grid(
+    path: Path, grid: Grid, reference_path: Path, reference: Grid, remedy: str
+) -> None:
+    """Refuse a file whose grid is not the reference's.
+
+    Raises:
+        InputError: another shape, or a corner moves by more than `TOLERANCE` of a voxel.
+    """
+    if grid.shape != reference.shape:
+        raise InputError(
+            path,
+            found=f"shape {'x'.join(map(str, grid.shape))}",
+            expected=f"{'x'.join(map(str, reference.shape))} as in {reference_path.name}",
+            remedy=remedy,
+        )
+    moved = corner_distance(grid, reference)
+    if moved > TOLERANCE * min(reference.spacing):
+        raise InputError(
+            path,
+            found=f"an affine that moves a corner of the volume by {moved:.3g} mm",
+            expected=f"the affine of {reference_path.name}",
+            remedy=remedy,
+        )

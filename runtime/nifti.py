@@ -24,7 +24,7 @@ from nibabel.spatialimages import HeaderDataError
 from runtime.atomic import write_bytes
 from runtime.case import Case
 from runtime.errors import InputError
-from runtime.grid import Grid, corner_distance
+from runtime.grid import Grid, check_same_grid
 from runtime.labels import LabelMap
 
 INTENT_NAME: Final = "brats-deploy"
@@ -33,9 +33,6 @@ INTENT_NAME: Final = "brats-deploy"
 GZIP_LEVEL: Final = 1
 _GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
 _MAX_VOXELS: Final = 1 << 30
-# Two headers describe one grid when no corner of the volume moves by more than this part of a
-# voxel.
-_GRID_TOLERANCE: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,9 @@ def load(case: Case, workers: int = 4) -> Volume:
         file = files[source.path]
         if first is None:
             first = (source.path, file.grid)
-        _check_same_grid(source.path, file.grid, *first)
+        check_same_grid(
+            source.path, file.grid, *first, "co-register and resample all modalities to one grid"
+        )
         voxels = _channel(source.path, file.voxels, source.channel)
         voxels = _scaled(voxels, file.slope, file.intercept)
         _check_finite(source.path, voxels)
@@ -287,24 +286,6 @@ def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid
         raise _damaged(path, "an affine that is singular or not finite")
     x, y, z = (float(size) for size in spacing)
     return Grid(shape, affine, qform, sform, int(qform_code), int(sform_code), (x, y, z))
-
-
-def _check_same_grid(path: Path, grid: Grid, first_path: Path, first: Grid) -> None:
-    if grid.shape != first.shape:
-        raise InputError(
-            path,
-            found=f"shape {'x'.join(map(str, grid.shape))}",
-            expected=f"{'x'.join(map(str, first.shape))} as in {first_path.name}",
-            remedy="resample all modalities to one grid",
-        )
-    moved = corner_distance(grid, first)
-    if moved > _GRID_TOLERANCE * min(first.spacing):
-        raise InputError(
-            path,
-            found=f"an affine that moves a corner of the volume by {moved:.3g} mm",
-            expected=f"the affine of {first_path.name}",
-            remedy="co-register and resample all modalities to one grid",
-        )
 
 
 def _channel(path: Path, voxels: npt.NDArray[Any], channel: int | None) -> npt.NDArray[Any]:
