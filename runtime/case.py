@@ -1,8 +1,9 @@
 """Find the files of a case by name, in every naming dialect of BraTS, never by order."""
 
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -150,17 +151,30 @@ def _cases_in(root: Path, channels: Sequence[str] | None, *, recursive: bool) ->
         folders = [root]
     cases: list[Case] = []
     for folder in folders:
-        files = folder.rglob("*") if recursive else folder.iterdir()
         by_folder: dict[Path, list[Path]] = defaultdict(list)
-        for path in sorted(files):
-            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if not hidden and path.name.lower().endswith(_SUFFIXES):
+        for path in sorted(_files(folder, recursive=recursive)):
+            if path.name.lower().endswith(_SUFFIXES):
                 by_folder[path.parent].append(path)
         for parent, paths in by_folder.items():
             if parent.name in ("labelsTr", "labelsTs"):
                 continue
             cases.extend(_group(parent, paths, channels))
     return sorted(cases, key=lambda case: case.case_id)
+
+
+def _files(folder: Path, *, recursive: bool) -> Iterator[Path]:
+    """Files below ``folder`` that are not hidden; links to folders are followed, once each."""
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(where))
+        yield from (Path(where, name) for name in names if not name.startswith("."))
+        folders[:] = [
+            name
+            for name in folders
+            if recursive
+            and not name.startswith(".")
+            and os.path.realpath(Path(where, name)) not in seen
+        ]
 
 
 def _stem(path: Path) -> str:

@@ -383,3 +383,16 @@ def test_dataset_json_tells_the_convention(
 ) -> None:
     touch(described(tmp_path, NNUNET | {"labels": labels}), "X_0000.nii.gz")
     assert Case.from_dir(tmp_path).convention is convention
+
+
+def test_links_to_case_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    """Selections of a data set are often folders of links, which rglob passes by."""
+    real = tmp_path / "elsewhere" / "A"
+    real.mkdir(parents=True)
+    for modality in ("flair", "t1", "t1ce", "t2"):
+        (real / f"A_{modality}.nii.gz").touch()
+    chosen = tmp_path / "chosen"
+    chosen.mkdir()
+    (chosen / "A").symlink_to(real)
+    (chosen / "again").symlink_to(chosen)
+    assert [case.case_id for case in find_cases(chosen)] == ["A"]
