@@ -100,7 +100,7 @@ class RunDir:
             return
         found = self.path.glob("checkpoints/epoch_*.pt")
         numbered = sorted(found, key=lambda path: (len(path.name), path.name))
-        for path in numbered[: len(numbered) - keep]:
+        for path in numbered[: max(0, len(numbered) - keep)]:
             path.unlink(missing_ok=True)
 
 
