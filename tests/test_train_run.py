@@ -25,7 +25,7 @@ from train.cli import main
 from train.config import TrainConfig
 from train.config_file import read_config
 from train.device import Compute
-from train.run_dir import COLUMNS
+from train.run_dir import COLUMNS, RunDir
 from train.schedule import TimeBudget, learning_rate
 from train.step import MAX_SKIPPED, Stepper
 from train.unet import UNet3D
@@ -353,3 +353,14 @@ def test_the_budget_counts_preparation_and_keeps_its_reserve() -> None:
     clock.now = 90
     assert budget.fraction() == 1
     assert not TimeBudget(None, clock).exhausted(1e9)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(-1, 5), (0, 0), (2, 2), (3, 3), (9, 5)])
+def test_the_newest_epochs_are_kept(tmp_path: Path, keep: int, left: int) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.joinpath("checkpoints").mkdir(parents=True)
+    for epoch in range(1, 6):
+        run.epoch(epoch).touch()
+    run.prune(keep)
+    names = sorted(path.name for path in run.path.glob("checkpoints/*"))
+    assert names == [f"epoch_{epoch:03d}.pt" for epoch in range(6 - left, 6)]
