@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from runtime.cli.console import optional, parse, run
+from runtime.cli.console import optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
 
 
@@ -45,6 +45,7 @@ class ExportArgs:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    rest_idle_threads()
     options = parse(
         ExportArgs,
         "brats-export",

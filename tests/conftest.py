@@ -7,6 +7,7 @@ from typing import Any
 
 # Read when the libraries start: two cores, and no thread pools that outnumber them.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import nibabel as nib
 import numpy as np

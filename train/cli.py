@@ -13,6 +13,7 @@ from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import write_json
+from runtime.cli.console import rest_idle_threads
 from runtime.cli.console import run as run_command
 from runtime.errors import BratsError, UsageError
 from train.config import Config, check
@@ -58,6 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Args:
         args: the command line without the program's name; None takes the process's.
     """
+    rest_idle_threads()
     given = list(sys.argv[1:] if args is None else args)
     if "--version" in given:
         print(f"{PROGRAM} {__version__}")
