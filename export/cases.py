@@ -38,5 +38,6 @@ def parity_cases(data: Path | None, limit: int) -> Iterator[ParityCase]:
 
 
 def _load(case: Case) -> ParityCase:
-    truth = load_truth(case) if case.labels is not None else None
-    return ParityCase(load(case), truth)
+    volume = load(case)
+    truth = load_truth(case, volume) if case.labels is not None else None
+    return ParityCase(volume, truth)

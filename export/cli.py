@@ -1,5 +1,6 @@
 """brats-export: checkpoint -> model directory with ONNX files and a parity certificate."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,9 +74,14 @@ def _export(options: ExportArgs, console: Console) -> int:
         raise UsageError(
             "--cases", found=str(options.cases), expected="1 or more", remedy="drop --cases"
         )
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(
+            "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
-    out = options.output.absolute()
+    # A link stays a link: what it points to is replaced.
+    out = Path(os.path.realpath(options.output))
     check_target(out)
     checkpoint = options.checkpoint
     if checkpoint is None:

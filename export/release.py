@@ -12,9 +12,9 @@ from runtime.atomic import (
     write_json,
     write_text,
 )
-from runtime.errors import ParityError
+from runtime.errors import OutputError, ParityError
 from runtime.model_card import ModelCard
-from runtime.model_dir import CARD, MANIFEST, PARITY, manifest_of
+from runtime.model_dir import CARD, MANIFEST, PARITY, foreign_files, manifest_of
 
 
 def check_target(out: Path) -> None:
@@ -25,6 +25,14 @@ def check_target(out: Path) -> None:
             written.
     """
     check_replaceable(out, MANIFEST)
+    strangers = foreign_files(out)
+    if strangers:
+        raise OutputError(
+            out,
+            found=f"files that are no part of an exported model ({', '.join(strangers[:3])})",
+            expected="a free name or a model directory as brats-export wrote it",
+            remedy="move them away or choose another output with -o",
+        )
     check_writable(out.absolute().parent)
 
 
@@ -56,6 +64,8 @@ def release(
         rejected = out.with_name(f"{out.name}.rejected") / PARITY
         write_json(rejected, certificate)
         raise _refused(verdict, certificate, rejected)
+
+    check_target(out)
 
     def fill(directory: Path) -> None:
         for name, data in files.items():

@@ -1,9 +1,8 @@
 """Find the files of a case by name, in every naming dialect of BraTS, never by order."""
 
 import os
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,10 +17,18 @@ from runtime.dataset_json import (
 )
 from runtime.errors import InputError
 from runtime.labels import MODALITIES, Convention
+from runtime.naming import (
+    SUFFIXES,
+    NamedFile,
+    files_below,
+    is_channel,
+    is_nifti,
+    stem_of,
+    take_apart,
+)
 
 _LABEL_TOKENS: Final = frozenset({"seg", "segm", "label", "labels"})
 _NAMES_OF_2023: Final = frozenset({"t2f", "t1n", "t1c", "t2w"})
-_SUFFIXES: Final = (".nii.gz", ".nii")
 
 
 class Dialect(StrEnum):
@@ -89,19 +96,24 @@ class Case:
         return cases[0]
 
 
-def find_cases(root: Path, channels: Sequence[str] | None = None) -> list[Case]:
+def find_cases(
+    root: Path,
+    channels: Sequence[str] | None = None,
+    problems: list[InputError] | None = None,
+) -> list[Case]:
     """All cases below ``root``, at any depth, sorted by case id.
 
     Args:
         root: a folder of cases, a case folder, or one 4D file.
         channels: modality of each channel for files that do not name theirs.
+        problems: takes the errors of single cases, which are then left out; None raises the first.
 
     Raises:
         InputError: nothing found, a doubled modality, or one case id twice.
         UsageError: as for `Case.from_dir`.
     """
-    cases = _cases_in(root, channels, recursive=True)
-    if not cases:
+    cases = _cases_in(root, channels, recursive=True, problems=problems)
+    if not cases and not problems:
         raise InputError(
             root,
             found="no MR images in it" if root.exists() else "nothing",
@@ -111,14 +123,37 @@ def find_cases(root: Path, channels: Sequence[str] | None = None) -> list[Case]:
     seen: dict[str, Case] = {}
     for case in cases:
         if case.case_id in seen:
-            raise InputError(
+            error = InputError(
                 case.folder,
                 found=f"case {case.case_id} once more (first in {seen[case.case_id].folder})",
                 expected="each case once",
                 remedy="remove or rename one of the two",
             )
-        seen[case.case_id] = case
-    return cases
+            if problems is None:
+                raise error
+            problems.append(error)
+        else:
+            seen[case.case_id] = case
+    return list(seen.values())
+
+
+def holds_images(directory: Path) -> bool:
+    """Whether MR images of some case lie in ``directory`` itself."""
+    if not directory.is_dir():
+        return False
+    names = (take_apart(path) for path in directory.iterdir() if is_nifti(path))
+    return any(name.token in ALIASES or is_channel(name) for name in names)
+
+
+def _check_four_d(path: Path) -> None:
+    named = take_apart(path) if is_nifti(path) else None
+    if named is None or named.token in ALIASES or named.token in _LABEL_TOKENS:
+        raise InputError(
+            path,
+            found="a file that is not a NIfTI" if named is None else f"one {named.token} file",
+            expected="a case folder, or one 4D file with all modalities",
+            remedy="give the folder in which the case's files lie",
+        )
 
 
 def _listed(cases: Sequence[Case]) -> str:
@@ -128,22 +163,20 @@ def _listed(cases: Sequence[Case]) -> str:
     return f"{len(cases)} cases ({shown}{', ...' if len(cases) > 3 else ''})"
 
 
-@dataclass(frozen=True)
-class _Named:
-    """A file name taken apart: ``prefix`` + separator + ``token``."""
-
-    path: Path
-    prefix: str
-    separator: str
-    token: str
-
-
-def _cases_in(root: Path, channels: Sequence[str] | None, *, recursive: bool) -> list[Case]:
+def _cases_in(
+    root: Path,
+    channels: Sequence[str] | None,
+    *,
+    recursive: bool,
+    problems: list[InputError] | None = None,
+) -> list[Case]:
     if channels is not None:
         channels = resolve_channels("--channels", channels)
+    root = Path(os.path.abspath(root))
     if not root.exists():
         raise InputError(root, found="nothing", expected="a case", remedy="check the path")
     if root.is_file():
+        _check_four_d(root)
         return [_four_d_case(root, channels)]
     if (root / "imagesTr").is_dir() or (root / "imagesTs").is_dir():
         folders = [folder for name in ("imagesTr", "imagesTs") if (folder := root / name).is_dir()]
@@ -152,55 +185,29 @@ def _cases_in(root: Path, channels: Sequence[str] | None, *, recursive: bool) ->
     cases: list[Case] = []
     for folder in folders:
         by_folder: dict[Path, list[Path]] = defaultdict(list)
-        for path in sorted(_files(folder, recursive=recursive)):
-            if path.name.lower().endswith(_SUFFIXES):
+        for path in sorted(files_below(folder, recursive=recursive)):
+            if is_nifti(path):
                 by_folder[path.parent].append(path)
         for parent, paths in by_folder.items():
             if parent.name in ("labelsTr", "labelsTs"):
                 continue
-            cases.extend(_group(parent, paths, channels))
+            cases.extend(_group(parent, paths, channels, problems))
     return sorted(cases, key=lambda case: case.case_id)
 
 
-def _files(folder: Path, *, recursive: bool) -> Iterator[Path]:
-    """Files below ``folder`` that are not hidden; links to folders are followed, once each."""
-    seen: set[str] = set()
-    for where, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(where))
-        yield from (Path(where, name) for name in names if not name.startswith("."))
-        folders[:] = [
-            name
-            for name in folders
-            if recursive
-            and not name.startswith(".")
-            and os.path.realpath(Path(where, name)) not in seen
-        ]
-
-
-def _stem(path: Path) -> str:
-    name = path.name
-    for suffix in _SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
-
-
-def _take_apart(path: Path) -> _Named:
-    stem = _stem(path)
-    match = re.fullmatch(r"(?:(.*)([_-]))?([^_-]+)", stem)
-    if match is None:
-        return _Named(path, stem, "", "")
-    return _Named(path, match[1] or "", match[2] or "", match[3].lower())
-
-
-def _group(folder: Path, paths: Iterable[Path], channels: Sequence[str] | None) -> list[Case]:
+def _group(
+    folder: Path,
+    paths: Iterable[Path],
+    channels: Sequence[str] | None,
+    problems: list[InputError] | None,
+) -> list[Case]:
     """Cases among the files of one folder; what is neither modality nor label is not ours."""
-    images: dict[str, list[_Named]] = defaultdict(list)
-    labels: list[_Named] = []
+    images: dict[str, list[NamedFile]] = defaultdict(list)
+    labels: list[NamedFile] = []
     four_d: list[Path] = []
     for path in paths:
-        named = _take_apart(path)
-        if named.token in ALIASES or _is_channel(named):
+        named = take_apart(path)
+        if named.token in ALIASES or is_channel(named):
             images[named.prefix].append(named)
         elif named.token in _LABEL_TOKENS:
             labels.append(named)
@@ -208,19 +215,21 @@ def _group(folder: Path, paths: Iterable[Path], channels: Sequence[str] | None) 
             four_d.append(path)
     cases = [_four_d_case(path, channels) for path in four_d]
     for prefix, files in images.items():
-        if all(_is_channel(file) for file in files):
-            cases.append(_nnunet_case(folder, prefix, files, channels))
-        else:
-            own = [label for label in labels if label.prefix == prefix]
-            # BraTS20_Training_355 carries its mask as W39_1998.09.19_Segm.nii.
-            if not own and len(images) == 1:
-                own = labels
-            cases.append(_named_case(folder, prefix, files, own))
+        own = [label for label in labels if label.prefix == prefix]
+        if not own and len(images) == 1:
+            # BraTS20_Training_355 carries its mask as W39_1998.09.19_Segm.nii. Only that odd name:
+            # another case's X_seg must never become this one's truth.
+            own = [label for label in labels if label.token == "segm"]
+        try:
+            if all(is_channel(file) for file in files):
+                cases.append(_nnunet_case(folder, prefix, files, channels))
+            else:
+                cases.append(_named_case(folder, prefix, files, own))
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(error)
     return cases
-
-
-def _is_channel(named: _Named) -> bool:
-    return named.separator == "_" and re.fullmatch(r"\d{4}", named.token) is not None
 
 
 def _add(sources: dict[str, Source], modality: str, path: Path) -> None:
@@ -234,7 +243,7 @@ def _add(sources: dict[str, Source], modality: str, path: Path) -> None:
     sources[modality] = Source(path)
 
 
-def _named_case(folder: Path, prefix: str, files: list[_Named], labels: list[_Named]) -> Case:
+def _named_case(folder: Path, prefix: str, files: list[NamedFile], labels: list[NamedFile]) -> Case:
     case_id = prefix or folder.resolve().name
     sources: dict[str, Source] = {}
     for file in files:
@@ -265,7 +274,7 @@ def _named_case(folder: Path, prefix: str, files: list[_Named], labels: list[_Na
 
 
 def _nnunet_case(
-    folder: Path, prefix: str, files: list[_Named], channels: Sequence[str] | None
+    folder: Path, prefix: str, files: list[NamedFile], channels: Sequence[str] | None
 ) -> Case:
     description = read_dataset_json(folder)
     names = channels or channel_names(description, folder, prefix)
@@ -291,7 +300,7 @@ def _nnunet_case(
 
 
 def _four_d_case(path: Path, channels: Sequence[str] | None) -> Case:
-    case_id = _stem(path)
+    case_id = stem_of(path)
     description = read_dataset_json(path.parent)
     names = channels or channel_names(description, path, case_id)
     return Case(
@@ -305,7 +314,7 @@ def _four_d_case(path: Path, channels: Sequence[str] | None) -> Case:
 
 def _label_beside(folder: Path, case_id: str) -> Path | None:
     sibling = folder.with_name(folder.name.replace("images", "labels"))
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         path = sibling / f"{case_id}{suffix}"
         if sibling != folder and path.is_file():
             return path

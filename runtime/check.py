@@ -1,5 +1,6 @@
 """The case doctor: read a case, say what is in it, and what would keep a model from using it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,8 @@ from rich.table import Table
 
 from runtime.case import Case
 from runtime.errors import InputError
-from runtime.grid import check_same_grid
 from runtime.labels import MODALITIES
-from runtime.nifti import Volume, load, load_label_map
+from runtime.nifti import Volume, load
 from runtime.truth import load_truth
 
 
@@ -42,6 +42,8 @@ def examine(case: Case) -> tuple[Volume | None, tuple[Finding, ...]]:
         brain = np.count_nonzero(image.voxels) / image.voxels.size
         if brain == 0:
             findings.append(Finding(True, f"{name} is all zeros"))
+        elif np.ptp(image.voxels[image.voxels != 0]) == 0:
+            findings.append(Finding(True, f"{name} is constant over the brain"))
         elif brain > 0.6:
             findings.append(
                 Finding(False, f"{name}: {brain:.0%} of the voxels are not 0; is the skull on?")
@@ -61,12 +63,7 @@ def _examine_labels(case: Case, volume: Volume) -> list[Finding]:
     if case.labels is None:
         return []
     try:
-        truth = load_truth(case)
-        _, grid = load_label_map(case.labels)
-        first = next(iter(volume.images.values()))
-        check_same_grid(
-            case.labels, grid, first.path, volume.grid, "resample it to the images' grid"
-        )
+        truth = load_truth(case, volume)
     except InputError as error:
         return [Finding(True, str(error))]
     brain = np.logical_or.reduce([image.voxels != 0 for image in volume.images.values()])
@@ -76,8 +73,13 @@ def _examine_labels(case: Case, volume: Volume) -> list[Finding]:
     return []
 
 
-def check_cases(cases: list[Case], console: Console) -> int:
+def check_cases(cases: list[Case], console: Console, problems: Sequence[InputError] = ()) -> int:
     """Examine every case and print what was found.
+
+    Args:
+        cases: to be examined.
+        console: where it is told; errors are told even where it is quiet.
+        problems: cases that could not even be put together from their files.
 
     Returns:
         0 if no case has an error.
@@ -85,7 +87,11 @@ def check_cases(cases: list[Case], console: Console) -> int:
     Raises:
         InputError: some case has an error; all have been printed by then.
     """
+    loud = Console(stderr=True, soft_wrap=True) if console.quiet else console
     bad: list[str] = []
+    for problem in problems:
+        loud.print(f"error: {problem}", style="red", markup=False)
+        bad.append(problem.where)
     for case in cases:
         volume, findings = examine(case)
         console.print(f"{case.case_id} ({case.dialect} naming)", style="bold", markup=False)
@@ -93,13 +99,15 @@ def check_cases(cases: list[Case], console: Console) -> int:
             console.print(_table(volume))
         for finding in findings:
             style, word = ("red", "error") if finding.error else ("yellow", "warning")
-            console.print(f"  {word}: {finding.text}", style=style, markup=False)
+            where = loud if finding.error else console
+            head = f"{case.case_id} " if console.quiet else "  "
+            where.print(f"{head}{word}: {finding.text}", style=style, markup=False)
         if any(finding.error for finding in findings):
             bad.append(case.case_id)
     if bad:
         raise InputError(
             ", ".join(bad[:5]),
-            found=f"{len(bad)} of {len(cases)} cases that cannot be used",
+            found=f"{len(bad)} of {len(cases) + len(problems)} cases that cannot be used",
             expected="none",
             remedy="mend what is named above",
         )

@@ -95,6 +95,11 @@ def _of_regions(table: Mapping[str, Any]) -> Convention | None:
     [3]}; a region of one label may be written as a plain number.
     """
     members = (value if isinstance(value, list) else [value] for value in table.values())
+    if any(
+        isinstance(value, dict | list) and any(isinstance(one, list | dict) for one in value)
+        for value in table.values()
+    ):
+        return None
     sets = sorted((found for value in members if (found := set(value)) != {0}), key=len)
     if len(sets) != 3:
         return None

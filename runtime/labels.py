@@ -122,7 +122,7 @@ def _reject(values: npt.NDArray[Any], convention: Convention, where: str | PathL
         where,
         found=f"label values {shown}",
         expected=f"only {allowed} as in convention {convention}",
-        remedy=f"name the file's convention with --labels ({', '.join(Convention)})",
+        remedy="name its own: --truth-labels or --labels of brats-eval, --labels of brats-train",
     )
 
 

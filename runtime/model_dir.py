@@ -105,6 +105,25 @@ class ModelDir:
         return next((verdict for verdict in worst_first if verdict in found), "none")
 
 
+def foreign_files(directory: Path) -> list[str]:
+    """Files in ``directory`` that its manifest does not name; all of them where it is not ours."""
+    if not directory.is_dir():
+        return []
+    found = {
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if not path.is_dir() or path.is_symlink()
+    }
+    try:
+        listed = _read_json(directory / MANIFEST)
+    except InputError:
+        return sorted(found)
+    named = listed.get("files")
+    if listed.get("schema") != MANIFEST_SCHEMA or not isinstance(named, dict) or CARD not in named:
+        return sorted(found)
+    return sorted(found - set(named) - {MANIFEST})
+
+
 def manifest_of(directory: Path) -> dict[str, Any]:
     """The manifest of every file in ``directory``, by relative name."""
     files = {}

@@ -2,19 +2,24 @@
 record.
 """
 
+import io
 import json
+import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from runtime import __version__
-from runtime.atomic import remove, write_json
-from runtime.case import Case
+from runtime.atomic import remove, write_bytes, write_json
+from runtime.case import Case, holds_images
 from runtime.errors import UsageError
 from runtime.labels import Convention, to_convention
 from runtime.model_dir import sha256_of
-from runtime.nifti import is_ours, write_label_map, write_probabilities
+from runtime.nifti import INTENT_NAME, is_ours, write_label_map, write_probabilities
 from runtime.report import volumes_ml
 from runtime.segmenter import Prediction
 
@@ -48,8 +53,14 @@ class OutputPlan:
     labels: Path
     probabilities: Path
     sidecar: Path
+    preview: Path
+    other_labels: Path
     convention: Convention
     warnings: tuple[str, ...]
+
+    def files(self) -> tuple[Path, ...]:
+        """Every file that a run on this case writes, or removes as a leftover of an earlier one."""
+        return (self.labels, self.other_labels, self.probabilities, self.preview, self.sidecar)
 
 
 def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
@@ -59,17 +70,9 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
         UsageError: the place is the case's own folder, holds a file that is not ours, or holds
             ours and neither ``overwrite`` nor ``resume`` is set.
     """
-    folders = {source.path.parent.resolve() for source in case.images.values()}
-    if case.labels is not None:
-        folders.add(case.labels.parent.resolve())
-    if options.directory.resolve() in folders:
-        raise UsageError(
-            options.directory,
-            found="the folder of the case itself",
-            expected="an output folder of its own, as the truth may have the same name",
-            remedy="choose another one with -o",
-        )
-    name = f"{case.case_id}.nii.gz" if options.submission else f"{case.case_id}_seg.nii.gz"
+    _refuse_input_folders(case, options.directory)
+    names = [f"{case.case_id}_seg.nii.gz", f"{case.case_id}.nii.gz"]
+    name, other = reversed(names) if options.submission else names
     warnings: tuple[str, ...] = ()
     convention = options.convention or case.convention
     if convention is None:
@@ -79,13 +82,16 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
         labels=options.directory / name,
         probabilities=options.directory / f"{case.case_id}_prob.nii.gz",
         sidecar=options.directory / f"{case.case_id}.json",
+        preview=options.directory / f"{case.case_id}_preview.png",
+        other_labels=options.directory / other,
         convention=convention,
         warnings=warnings,
     )
-    for path in (plan.labels, plan.probabilities, plan.sidecar):
+    known = _written_by(plan.sidecar)
+    for path in plan.files():
         if not path.exists():
             continue
-        ours = _is_sidecar(path) if path == plan.sidecar else is_ours(path)
+        ours = _is_ours(path, plan, known)
         if not ours:
             raise UsageError(
                 path,
@@ -99,6 +105,14 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
                 found="an earlier prediction",
                 expected="a free name",
                 remedy="use --overwrite to replace it, --resume to keep it, or another -o",
+            )
+        changed = path.name in known and known[path.name] != sha256_of(path.read_bytes())
+        if changed and not options.overwrite:
+            raise UsageError(
+                path,
+                found="a prediction that was edited after it was written",
+                expected="the file that its sidecar names",
+                remedy="move it away to keep it, or replace it with --overwrite",
             )
     return plan
 
@@ -150,10 +164,14 @@ def save(
     grid = prediction.volume.grid
     started = datetime.now(UTC)
     # An old sidecar would vouch for a new label map until it is replaced; so it goes first.
-    remove(plan.sidecar)
+    # Whatever else an earlier run left would stand beside a result that it does not belong to.
+    for path in (plan.sidecar, plan.other_labels, plan.probabilities, plan.preview):
+        remove(path)
     digest = write_label_map(plan.labels, to_convention(prediction.labels, plan.convention), grid)
+    output: dict[str, Any] = {"file": plan.labels.name, "sha256": digest}
     if prediction.probabilities is not None:
-        write_probabilities(plan.probabilities, prediction.probabilities, grid)
+        digest = write_probabilities(plan.probabilities, prediction.probabilities, grid)
+        output["probabilities"] = {"file": plan.probabilities.name, "sha256": digest}
     save_seconds = (datetime.now(UTC) - started).total_seconds()
     info = prediction.backend
     windows = prediction.plan
@@ -166,7 +184,7 @@ def save(
             modality: {"sha256": image.sha256}
             for modality, image in prediction.volume.images.items()
         },
-        "output": {"file": plan.labels.name, "sha256": digest},
+        "output": output,
         "model": {
             "name": prediction.card.name,
             "sha256": info.sha256,
@@ -201,9 +219,56 @@ def save(
     return sidecar
 
 
-def _is_sidecar(path: Path) -> bool:
+def write_preview(plan: OutputPlan, picture: Image.Image) -> None:
+    """Write the picture of a prediction, marked as ours.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    marks = PngInfo()
+    marks.add_text("Software", INTENT_NAME)
+    data = io.BytesIO()
+    picture.save(data, "PNG", pnginfo=marks)
+    write_bytes(plan.preview, data.getvalue())
+
+
+def _refuse_input_folders(case: Case, directory: Path) -> None:
+    """An output folder is never an input's: truth has the same name as what would be written."""
+    target = Path(os.path.realpath(directory))
+    own = {Path(os.path.realpath(source.path.parent)) for source in case.images.values()}
+    if any(folder == target or folder in target.parents for folder in own):
+        found = "the folder of the case itself" if target in own else "a place inside the case"
+    elif holds_images(target):
+        found = "a folder that holds the images of a case"
+    else:
+        return
+    raise UsageError(
+        directory,
+        found=found,
+        expected="an output folder of its own, as the truth may have the same name",
+        remedy="choose another one with -o",
+    )
+
+
+def _is_ours(path: Path, plan: OutputPlan, known: dict[str, str]) -> bool:
+    if path == plan.sidecar:
+        return bool(known)
+    if path.name in known:
+        return True
+    if path == plan.preview:
+        with path.open("rb") as file:
+            return INTENT_NAME.encode() in file.read(256)
+    return is_ours(path)
+
+
+def _written_by(sidecar: Path) -> dict[str, str]:
+    """File name to SHA-256 of what the sidecar vouches for; empty where it is not one of ours."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(value, dict) and {"schema", "case_id", "output", "backend"} <= set(value)
+        value = json.loads(sidecar.read_bytes())
+        output = value["output"]
+        entries = [output, output["probabilities"]] if "probabilities" in output else [output]
+        if value["schema"] != SIDECAR_SCHEMA or "backend" not in value:
+            return {}
+        return {str(entry["file"]): str(entry["sha256"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

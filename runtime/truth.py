@@ -6,9 +6,9 @@ import numpy as np
 
 from runtime.case import Case
 from runtime.errors import InputError
-from runtime.grid import Grid
+from runtime.grid import Grid, check_same_grid
 from runtime.labels import Convention, LabelMap, from_convention
-from runtime.nifti import load_label_map
+from runtime.nifti import Volume, load_label_map
 
 
 def read_labels(path: Path, convention: Convention, *, implied: bool) -> tuple[LabelMap, Grid]:
@@ -32,11 +32,14 @@ def read_labels(path: Path, convention: Convention, *, implied: bool) -> tuple[L
     return from_convention(stored, convention, path), grid
 
 
-def load_truth(case: Case, convention: Convention | None = None) -> LabelMap:
+def load_truth(
+    case: Case, volume: Volume | None = None, convention: Convention | None = None
+) -> LabelMap:
     """Read the label map of ``case``.
 
     Args:
         case: with labels.
+        volume: its images, on whose grid the truth must lie; None leaves that unchecked.
         convention: its numbering; None takes what names and dataset.json imply.
 
     Returns:
@@ -44,7 +47,7 @@ def load_truth(case: Case, convention: Convention | None = None) -> LabelMap:
 
     Raises:
         InputError: the case has no labels, the file is damaged, its numbering is not known, or a
-            value is outside it.
+            value is outside it, or its grid is not that of the images.
     """
     if case.labels is None:
         raise InputError(
@@ -61,5 +64,9 @@ def load_truth(case: Case, convention: Convention | None = None) -> LabelMap:
             expected="a known convention",
             remedy=f"name it with a flag ({', '.join(Convention)})",
         )
-    labels, _ = read_labels(case.labels, known, implied=convention is None)
+    labels, grid = read_labels(case.labels, known, implied=convention is None)
+    if volume is not None:
+        image = next(iter(volume.images.values()))
+        remedy = "resample the label map to the images' grid"
+        check_same_grid(case.labels, grid, image.path, volume.grid, remedy)
     return labels

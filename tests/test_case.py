@@ -396,3 +396,48 @@ def test_links_to_case_folders_are_followed_and_loops_end(tmp_path: Path) -> Non
     (chosen / "A").symlink_to(real)
     (chosen / "again").symlink_to(chosen)
     assert [case.case_id for case in find_cases(chosen)] == ["A"]
+
+
+def test_a_label_map_of_another_case_is_never_taken_for_truth(tmp_path: Path) -> None:
+    for modality in ("flair", "t1", "t1ce", "t2"):
+        (tmp_path / f"B_{modality}.nii.gz").touch()
+    (tmp_path / "A_seg.nii.gz").touch()
+    assert Case.from_dir(tmp_path).labels is None
+
+
+def test_a_bad_case_is_told_and_the_others_are_found(tmp_path: Path) -> None:
+    for case in ("A", "B"):
+        folder = tmp_path / case
+        folder.mkdir()
+        for modality in ("flair", "t1", "t1ce", "t2"):
+            (folder / f"{case}_{modality}.nii.gz").touch()
+    (tmp_path / "A" / "A_t1n.nii.gz").touch()
+    problems: list[InputError] = []
+    assert [case.case_id for case in find_cases(tmp_path, problems=problems)] == ["B"]
+    assert ["modality t1 twice" in str(problem) for problem in problems] == [True]
+    with pytest.raises(InputError, match="modality t1 twice"):
+        find_cases(tmp_path)
+
+
+def test_relative_paths_find_dataset_json_and_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "imagesTr"
+    images.mkdir()
+    (tmp_path / "labelsTr").mkdir()
+    for channel in range(4):
+        (images / f"X_{channel:04d}.nii.gz").touch()
+    (tmp_path / "labelsTr" / "X.nii.gz").touch()
+    names = {str(i): name for i, name in enumerate(("t2", "t1", "flair", "t1ce"))}
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    monkeypatch.chdir(images)
+    case = Case.from_dir(Path("."))
+    assert case.images["flair"].path.name == "X_0002.nii.gz"
+    assert case.labels == tmp_path / "labelsTr" / "X.nii.gz"
+
+
+@pytest.mark.parametrize("name", ["t.txt", "X_flair.nii.gz"])
+def test_a_file_that_is_no_4d_volume_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="give the folder"):
+        find_cases(tmp_path / name)

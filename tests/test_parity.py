@@ -17,8 +17,9 @@ import torch
 import export.cli
 from export.emulate import FP16_MAX
 from export.parity import Candidate, Gate, ParityCase, certify, changed_labels
+from export.release import release
 from runtime.backends import BackendInfo, Fill, Take
-from runtime.errors import ComputeError
+from runtime.errors import ComputeError, OutputError
 from runtime.labels import Label, LabelMap
 from runtime.model_card import CARD_KEY, InferenceDefaults, ModelCard, Shape3
 from runtime.model_dir import ModelDir
@@ -664,3 +665,27 @@ def test_a_gate_outside_its_range(
     assert exported(checkpoints / "thresholds.pt", "-o", tmp_path / "model", "--gate", gate) == 2
     assert "--gate" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_a_manifest_of_something_else_is_left_alone(
+    tmp_path: Path, tiny_card: ModelCard
+) -> None:
+    out = tmp_path / "webapp"
+    out.mkdir()
+    (out / "manifest.json").write_text('{"name": "my web app"}')
+    (out / "thesis.tex").write_text("thesis")
+    with pytest.raises(OutputError, match=r"thesis\.tex"):
+        release(out, tiny_card, {}, {"verdict": "pass", "artefacts": []}, False)
+    assert (out / "thesis.tex").read_text() == "thesis"
+
+
+def test_a_note_beside_a_model_is_not_thrown_away(tmp_path: Path, tiny_card: ModelCard) -> None:
+    out = tmp_path / "model"
+    certificate = {"verdict": "pass", "artefacts": []}
+    release(out, tiny_card, {"model.onnx": b"1"}, certificate, False)
+    release(out, tiny_card, {"model.onnx": b"2"}, certificate, False)
+    assert (out / "model.onnx").read_bytes() == b"2"
+    (out / "note.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"note\.txt"):
+        release(out, tiny_card, {"model.onnx": b"3"}, certificate, False)
+    assert (out / "model.onnx").read_bytes() == b"2"

@@ -307,3 +307,60 @@ def test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map(
     assert [path.name for path in done.labels.parent.iterdir()] == ["X_seg.nii.gz"]
     assert nib.load(done.labels).shape == SHAPE
     assert not is_complete(done, case, "ab" * 32, SETTINGS)
+
+
+def _run(phantom: Path, model: Path, out: Path, *flags: str) -> int:
+    from runtime.cli.infer import main
+
+    return main([str(phantom), "--model", str(model), "-o", str(out), "--quiet", *flags])
+
+
+def test_an_edited_label_map_is_not_replaced_by_resume(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert _run(phantom_dir, tiny_model, out) == 0
+    path = next(out.glob("*_seg.nii.gz"))
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[0, 0, 0] = 1 - voxels[0, 0, 0]
+    nib.save(nib.Nifti1Image(voxels, image.affine, image.header), path)
+    edited = path.read_bytes()
+    assert _run(phantom_dir, tiny_model, out, "--resume") == 2
+    assert path.read_bytes() == edited
+    assert _run(phantom_dir, tiny_model, out, "--overwrite") == 0
+    assert path.read_bytes() != edited
+
+
+def test_a_picture_that_is_not_ours_is_not_replaced(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "out" / f"{phantom_dir.name}_preview.png"
+    foreign.parent.mkdir()
+    foreign.write_text("my picture")
+    assert _run(phantom_dir, tiny_model, foreign.parent, "--preview", "--overwrite") == 2
+    assert foreign.read_text() == "my picture"
+    foreign.unlink()
+    assert _run(phantom_dir, tiny_model, foreign.parent, "--preview") == 0
+    assert foreign.read_bytes().startswith(b"\x89PNG")
+    assert _run(phantom_dir, tiny_model, foreign.parent, "--preview", "--overwrite") == 0
+
+
+def test_nothing_of_an_earlier_run_stays_beside_a_new_one(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert _run(phantom_dir, tiny_model, out, "--probabilities", "--preview") == 0
+    assert _run(phantom_dir, tiny_model, out, "--overwrite", "--submission") == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [f"{phantom_dir.name}.json", f"{phantom_dir.name}.nii.gz"]
+
+
+@pytest.mark.parametrize("place", ["BraTSPhantom_0002", "BraTSPhantom_0001/sub"])
+def test_no_output_in_or_below_a_case_folder(
+    phantom_root: Path, tiny_model: Path, tmp_path: Path, place: str
+) -> None:
+    root = Path(shutil.copytree(phantom_root, tmp_path / "in"))
+    before = sorted(path.name for path in root.rglob("*"))
+    assert _run(root / "BraTSPhantom_0001", tiny_model, root / place) == 2
+    assert sorted(path.name for path in root.rglob("*")) == before

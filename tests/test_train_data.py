@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -380,3 +381,12 @@ def test_background_stays_background() -> None:
     image, _ = PatchAugment(config)(voxels, labels, 0)
     assert not image[:, :, :, :4].any()
     assert torch.isfinite(image).all()
+
+
+def test_a_truth_on_another_grid_is_refused(tmp_path: Path, root: Path) -> None:
+    """The same voxels count, the same tumour in space, stored the other way round."""
+    folder = Path(shutil.copytree(root / "BraTSPhantom_0001", tmp_path / "BraTSPhantom_0001"))
+    path = folder / "BraTSPhantom_0001_seg.nii.gz"
+    nib.save(nib.as_closest_canonical(nib.load(path)), path)
+    with pytest.raises(InputError, match="moves a corner"):
+        data.prepare_case(find_labelled(folder)[0], CARD)

@@ -144,7 +144,7 @@ class TrainConfig:
     keep_epochs: int = 3
     """newest epoch_NNN.pt to keep; 0: none, -1: all"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 or fp16 on a GPU, fp32 on a CPU"""
+    """auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU"""
     workers: int = -1
     """processes that load patches; -1: none on a CPU, up to 8 beside a GPU"""
 
@@ -235,7 +235,7 @@ def _plain(value: Any) -> Any:
 # Flag: (lowest, highest) that makes sense; None leaves an end open.
 _LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
     "threads": (0, None),
-    "seed": (0, None),
+    "seed": (0, 2**63 - 1),
     "model.dropout": (0, 0.999),
     "model.overlap": (0, 0.999),
     "model.batch": (1, None),
@@ -248,11 +248,15 @@ _LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
     "augment.gamma": (0, 1),
     "augment.bias_field": (0, 1),
     "augment.affine": (0, 1),
+    "augment.affine_degrees": (0, 180),
+    "augment.bias_coefficient": (0, None),
     "augment.affine_scale": (0, 0.99),
     "train.epochs": (1, None),
     "train.batch": (1, None),
     "train.lr": (0, None),
     "train.weight_decay": (0, None),
+    "train.cross_entropy": (0, None),
+    "train.dice": (0, None),
     "train.warm_up": (0, 1),
     "train.clip": (0, None),
     "train.patience": (0, None),
@@ -278,6 +282,8 @@ def check(config: Config) -> None:
             expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
             raise _refused(key, f"{value:g}", expected)
     model, sampling = config.model, config.sampling
+    if config.train.cross_entropy + config.train.dice == 0:
+        raise _refused("train.dice", "0 beside a cross_entropy of 0", "one of the two above 0")
     if len(model.features) < 2 or min(model.features, default=0) < 1:
         raise _refused("model.features", str(model.features), "two positive widths or more")
     step = divisor(model.features)
@@ -294,7 +300,7 @@ def check(config: Config) -> None:
         )
     for key in ("noise_std", "log_gamma"):
         low, high = getattr(config.augment, key)
-        if low > high or (key == "noise_std" and low < 0):
+        if not low <= high or (key == "noise_std" and low < 0):
             raise _refused(f"augment.{key}", f"{low:g},{high:g}", "a range LOW,HIGH")
 
 

@@ -113,14 +113,7 @@ def prepare_case(
     """
     volume = nifti.load(case)
     prepared = prepare(volume, card, NumpyOps(), card.patch)
-    truth = load_truth(case, convention)
-    if truth.shape != volume.grid.shape:
-        raise InputError(
-            case.labels or case.folder,
-            found=f"shape {'x'.join(map(str, truth.shape))}",
-            expected=f"{'x'.join(map(str, volume.grid.shape))} as in the images",
-            remedy="resample the label map to the images' grid",
-        )
+    truth = load_truth(case, volume, convention)
     return prepared, prepared.to_box(truth)
 
 

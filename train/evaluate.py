@@ -73,7 +73,7 @@ def write_evaluation(
     display.begin("evaluation", len(plan.cases))
     for prediction in predictions:
         case = prediction.volume.case
-        truth = load_truth(case, plan.convention)
+        truth = load_truth(case, prediction.volume, plan.convention)
         scores[case.case_id] = score_of(prediction, truth)
         if len(scores) <= SAMPLES:
             draw_sample(run.samples, prediction, truth)

@@ -237,16 +237,13 @@ class Trainer:
         self._display.begin("validation", len(self._watched))
         cases: dict[str, dict[str, float]] = {}
         predictions = segment_cases(
-            self._model,
-            self._card,
-            self._job.compute,
-            self._watched,
-            config.validation.overlap,
+            self._model, self._card, self._job.compute, self._watched, config.validation.overlap
         )
         self._fresh = []
         for prediction in predictions:
             case = prediction.volume.case
-            cases[case.case_id] = dice_of(prediction.labels, load_truth(case, config.convention()))
+            truth = load_truth(case, prediction.volume, config.convention())
+            cases[case.case_id] = dice_of(prediction.labels, truth)
             self._display.update(len(cases))
             if self._budget.limited:
                 self._fresh.append(prediction)

@@ -120,7 +120,9 @@ def new_run(output: Path, name: str) -> RunDir:
             path,
             found="a run of that name",
             expected="a free name",
-            remedy=f"choose another with --name, or go on with --resume --name {name}",
+            remedy=f"choose another with --name, or go on with --resume --name {name}"
+            if (path / "checkpoints" / "last.pt").is_file()
+            else "choose another with --name, or remove it: it ended before its first epoch",
         )
     return RunDir(path)
 
@@ -142,7 +144,7 @@ def existing_run(output: Path, name: str) -> RunDir:
             output / name if name else output,
             found="no run with checkpoints/last.pt",
             expected="a run that was begun",
-            remedy="start without --resume, or name the run with --name and its parent with -o",
+            remedy="name another with --name and its parent with -o, or begin anew",
         )
     return RunDir(candidates[-1].parent.parent)
 

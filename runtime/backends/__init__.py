@@ -137,11 +137,9 @@ def open_backend(model: ModelDir, options: BackendOptions | None = None) -> Back
     gpu = _wants_gpu(options)
     tried: list[str] = []
     for name in _candidates(options, gpu):
-        device = (
-            (options.device if options.device.startswith("cuda:") else "cuda:0") if gpu else "cpu"
-        )
-        if name == "openvino":
-            device = "cpu"
+        device = "cpu"
+        if gpu and not (name == "openvino" and options.backend == "auto"):
+            device = options.device if options.device.startswith("cuda:") else "cuda:0"
         try:
             return _open(model, name, device, options, "; ".join(tried) or None)
         except BackendUnavailableError as error:
@@ -192,7 +190,10 @@ def _wants_gpu(options: BackendOptions) -> bool:
 def _candidates(options: BackendOptions, gpu: bool) -> tuple[str, ...]:
     if options.backend != "auto":
         return (options.backend,)
-    return ("trt", "ort", "openvino") if gpu else ("openvino", "ort")
+    if not gpu:
+        return ("openvino", "ort")
+    # Who names a GPU does not want a CPU in its place.
+    return ("trt", "ort", "openvino") if options.device == "auto" else ("trt", "ort")
 
 
 def _open(

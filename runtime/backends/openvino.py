@@ -76,7 +76,15 @@ class OpenVinoBackend:
             return
         # A static shape lets oneDNN choose its kernels and layouts at compile time.
         static = self._model.clone()
-        static.reshape(list(shape))
+        try:
+            static.reshape(list(shape))
+        except RuntimeError as error:
+            raise InputError(
+                self._info.artefact,
+                found=f"a graph that takes no input of {'x'.join(map(str, shape))}",
+                expected="the channels and axes that the model's card promises",
+                remedy="export the model again",
+            ) from error
         try:
             compiled = self._core.compile_model(static, "CPU", self._settings)
             self._request = compiled.create_infer_request()

@@ -1,22 +1,29 @@
 """Command lines: each function is the entry point of one command and returns its exit code."""
 
+from importlib import import_module
+
+from runtime.errors import EXIT_INTERRUPTED
+
 
 def infer() -> int:
     """brats-infer."""
-    from runtime.cli.infer import main
-
-    return main()
+    return _main("runtime.cli.infer")
 
 
 def evaluate() -> int:
     """brats-eval."""
-    from runtime.cli.evaluate import main
-
-    return main()
+    return _main("runtime.cli.evaluate")
 
 
 def phantom() -> int:
     """brats-phantom."""
-    from runtime.cli.phantom import main
+    return _main("runtime.cli.phantom")
 
-    return main()
+
+def _main(module: str) -> int:
+    try:
+        code: int = import_module(module).main()
+    except KeyboardInterrupt:
+        # While libraries are imported or arguments read, nothing else is there to catch it.
+        return EXIT_INTERRUPTED
+    return code

@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
-from runtime.errors import EXIT_INTERRUPTED, BratsError
+from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, InputError
 from runtime.labels import Convention
 from runtime.model_card import Shape3
 
@@ -85,10 +85,19 @@ def run(body: Callable[[Console], int], *, quiet: bool) -> int:
         errors.print("error:", style="bold red", end=" ")
         errors.print(str(error), markup=False)
         return error.exit_code
-    except KeyboardInterrupt:
-        errors.print("interrupted")
-        return EXIT_INTERRUPTED
+    except MemoryError as error:
+        errors.print("error:", style="bold red", end=" ")
+        errors.print(f"memory: found too little ({error}); choose a smaller --patch.", markup=False)
+        return ComputeError.exit_code
     except BrokenPipeError:
         # The reader of a pipe has gone; writing to what is left of it would only raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        errors.print("error:", style="bold red", end=" ")
+        named = error.filename or "a path"
+        errors.print(f"{named}: found {error.strerror}; check the path.", markup=False)
+        return InputError.exit_code
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        return EXIT_INTERRUPTED

@@ -3,15 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
 from runtime.backends import BackendName, BackendOptions, Precision
 from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, run
-from runtime.errors import CohortError, UsageError
+from runtime.errors import CohortError, InputError, UsageError
 from runtime.windows import Placement
+
+if TYPE_CHECKING:
+    from runtime.case import Case
+    from runtime.prediction import OutputPlan
+    from runtime.segmenter import Prediction
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,25 @@ def _infer(options: InferArgs, console: Console) -> int:
         raise UsageError(
             "--batch", found=str(options.batch), expected="1 or more", remedy="drop --batch"
         )
-    cases = find_cases(options.case, options.channels.split(",") if options.channels else None)
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(
+            "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
+        )
+    channels = options.channels.split(",") if options.channels else None
+    problems: list[InputError] = []
+    cases = find_cases(options.case, channels, problems)
+    if problems and not cases:
+        raise problems[0]
     if options.check:
         from runtime.check import check_cases
 
-        return check_cases(cases, console)
-    return _segment(options, cases, console)
+        return check_cases(cases, console, problems)
+    return _segment(options, cases, problems, console)
 
 
-def _segment(options: InferArgs, cases: list[Any], console: Console) -> int:
+def _segment(
+    options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
+) -> int:
     from runtime.atomic import check_writable
     from runtime.backends import open_backend
     from runtime.cli.infer_view import InferView
@@ -138,7 +153,9 @@ def _segment(options: InferArgs, cases: list[Any], console: Console) -> int:
                 force_spacing=options.force_spacing,
             ),
         )
-        view = InferView(console, segmenter, len(jobs))
+        view = InferView(console, segmenter, len(jobs) + len(problems))
+        for problem in problems:
+            view.tell_error(str(problem))
         with view:
             outcomes = []
             for outcome in segment_cases(
@@ -146,34 +163,37 @@ def _segment(options: InferArgs, cases: list[Any], console: Console) -> int:
                 segmenter,
                 resume=options.resume,
                 progress=view.progress,
-                look=_preview if options.preview else None,
+                look=(lambda made, plan: _preview(made, plan, console))
+                if options.preview
+                else None,
             ):
                 outcomes.append(outcome)
                 view.done(outcome)
     finally:
         backend.close()
-    failed = [outcome.error for outcome in outcomes if outcome.error is not None]
-    if failed and len(outcomes) == 1:
+    failed = [outcome.error for outcome in outcomes if outcome.error is not None] + problems
+    count = len(outcomes) + len(problems)
+    if failed and count == 1:
         raise failed[0]
     if failed:
         raise CohortError(
             options.output,
-            found=f"{len(failed)} of {len(outcomes)} cases failed",
+            found=f"{len(failed)} of {count} cases failed",
             expected="all of them done",
             remedy="mend the cases named above and run again with --resume",
         )
     return 0
 
 
-def _preview(prediction: Any, plan: Any) -> None:
-    import io
-
-    from runtime.atomic import write_bytes
+def _preview(prediction: "Prediction", plan: "OutputPlan", console: Console) -> None:
+    from runtime.prediction import write_preview
     from runtime.report import preview
     from runtime.truth import load_truth
 
-    case = prediction.volume.case
-    truth = load_truth(case) if case.labels is not None else None
-    picture = io.BytesIO()
-    preview(prediction.volume, prediction.labels, truth).save(picture, "PNG")
-    write_bytes(plan.sidecar.with_name(f"{case.case_id}_preview.png"), picture.getvalue())
+    truth = None
+    if prediction.volume.case.labels is not None:
+        try:
+            truth = load_truth(prediction.volume.case, prediction.volume)
+        except InputError as error:
+            console.print(f"picture without truth: {error}", style="yellow", markup=False)
+    write_preview(plan, preview(prediction.volume, prediction.labels, truth))

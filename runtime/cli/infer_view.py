@@ -68,12 +68,19 @@ class InferView:
             self._task, description=case.case_id, completed=done, total=total, refresh=True
         )
 
+    def tell_error(self, text: str) -> None:
+        """Errors are told even where everything else is quiet."""
+        if self._cases == 1:
+            return  # The command ends with that very error.
+        loud = Console(stderr=True) if self._console.quiet else self._console
+        loud.print(text, style="red", markup=False, soft_wrap=True)
+
     def done(self, outcome: Outcome) -> None:
         """After each case."""
         self._count += 1
         head = f"[{self._count}/{self._cases}] {outcome.case.case_id}"
         if outcome.error is not None:
-            self._console.print(f"{head}: {outcome.error}", style="red", markup=False)
+            self.tell_error(f"{head}: {outcome.error}")
         elif outcome.sidecar is None:
             self._console.print(f"{head}: already done", markup=False)
         else:

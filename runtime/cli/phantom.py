@@ -47,6 +47,10 @@ def _write(options: PhantomArgs, console: Console) -> int:
         raise UsageError(
             "--cases", found=str(options.cases), expected="1 or more", remedy="ask for one at least"
         )
+    if options.seed < 0:
+        raise UsageError(
+            "--seed", found=str(options.seed), expected="0 or more", remedy="choose another seed"
+        )
     for case in track(
         range(1, options.cases + 1), "phantoms", console=console, disable=options.quiet
     ):

@@ -66,8 +66,8 @@ FAULTS = (
     Fault(
         "double-softmax-in-validation",
         "train/backend.py",
-        "torch.softmax(model(inputs).float(), dim=1)",
-        "torch.softmax(torch.softmax(model(inputs).float(), dim=1), dim=1)",
+        "torch.softmax(logits.float(), dim=1)",
+        "torch.softmax(torch.softmax(logits.float(), dim=1), dim=1)",
         "tests/test_train_network.py::test_backend_applies_softmax_once_and_keeps_the_mode[False]",
     ),
     Fault(
@@ -137,16 +137,17 @@ FAULTS = (
     Fault(
         "sidecar-before-the-label-map",
         "runtime/prediction.py",
-        "plan.sidecar.unlink(missing_ok=True)",
-        'write_json(plan.sidecar, {"schema": SIDECAR_SCHEMA})',
+        "    digest = write_label_map(plan.labels,",
+        '    write_json(plan.sidecar, {"schema": SIDECAR_SCHEMA})\n'
+        "    digest = write_label_map(plan.labels,",
         "tests/test_prediction.py::"
         "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[2]",
     ),
     Fault(
         "old-sidecar-beside-a-new-label-map",
         "runtime/prediction.py",
-        "plan.sidecar.unlink(missing_ok=True)",
-        "pass",
+        "for path in (plan.sidecar, plan.other_labels,",
+        "for path in (plan.other_labels,",
         "tests/test_prediction.py::"
         "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[1]",
     ),
