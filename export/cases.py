@@ -8,7 +8,7 @@ from typing import Final
 from export.parity import ParityCase
 from runtime.case import Case, find_cases
 from runtime.nifti import load
-from runtime.phantom import Enhancement, write_phantoms
+from runtime.phantom import Enhancement, write_phantom
 from runtime.truth import load_truth
 
 # Not the series that users train on.
@@ -31,10 +31,11 @@ def parity_cases(data: Path | None, limit: int) -> Iterator[ParityCase]:
             yield _load(case)
         return
     with tempfile.TemporaryDirectory(prefix="brats-parity-") as folder:
-        for number in range(limit):
-            out = Path(folder) / str(number)
-            write_phantoms(out, 1, PHANTOM_SEED + number, enhancement=Enhancement.RIM)
-            yield _load(find_cases(out)[0])
+        for number in range(1, limit + 1):
+            case_dir = write_phantom(
+                Path(folder), number, PHANTOM_SEED, enhancement=Enhancement.RIM
+            )
+            yield _load(Case.from_dir(case_dir))
 
 
 def _load(case: Case) -> ParityCase:

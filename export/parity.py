@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from export.emulate import FP16_MAX
 from runtime.backends import Backend
-from runtime.errors import ComputeError
+from runtime.errors import ComputeError, NonFiniteError
 from runtime.labels import LabelMap, regions_from_labels
 from runtime.metrics import PROFILES, dice
 from runtime.nifti import Volume
@@ -181,7 +181,8 @@ def _compare(outcome: _Outcome, case: ParityCase, expected: Prediction, gate: Ga
         found = Segmenter(candidate.backend, _OPTIONS).segment(case.volume)
     except ComputeError as error:
         outcome.reasons.append(f"{case_id}: {error.found}")
-        outcome.cases.append({"case_id": case_id, "non_finite": True})
+        count = error.count if isinstance(error, NonFiniteError) else None
+        outcome.cases.append({"case_id": case_id, "non_finite": count or "unknown"})
         return
     profile = PROFILES["brats2020"]
     ours, theirs = regions_from_labels(found.labels), regions_from_labels(expected.labels)
@@ -190,7 +191,7 @@ def _compare(outcome: _Outcome, case: ParityCase, expected: Prediction, gate: Ga
     most, mean = _probability_error(found, expected)
     record: dict[str, Any] = {
         "case_id": case_id,
-        "non_finite": False,
+        "non_finite": 0,
         "dice_to_fp32": between,
         "changed_labels": changed,
         "max_probability_error": most,

@@ -72,4 +72,10 @@ class ComputeError(BratsError):
     exit_code = 8
 
 
+class NonFiniteError(ComputeError):
+    """The network returned NaN or infinity; ``count`` says in how many values."""
+
+    count: int = 0
+
+
 EXIT_INTERRUPTED = 130

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.backends import Backend, BackendInfo, check_window
-from runtime.errors import ComputeError
+from runtime.errors import NonFiniteError
 from runtime.labels import LabelMap
 from runtime.model_card import ModelCard, Shape3
 from runtime.nifti import Volume
@@ -200,12 +200,14 @@ class Segmenter:
         self.backend.run(len(plan), fill, take)
         ran = perf_counter()
         if not stitcher.all_finite():
-            raise ComputeError(
+            error = NonFiniteError(
                 case_id or self.backend.info.name,
                 found="probabilities that are NaN or infinite",
                 expected="finite ones",
                 remedy=f"run another precision than {self.backend.info.precision} with --precision",
             )
+            error.count = stitcher.count_non_finite()
+            raise error
         labels = stitcher.labels()
         blended = stitcher.probabilities() if self.options.probabilities else None
         timings = Timings(

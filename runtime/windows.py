@@ -170,6 +170,10 @@ class Stitcher:
         """Whether no window brought a NaN or an infinity."""
         return self._ops.all_finite(self._total)
 
+    def count_non_finite(self) -> int:
+        """How many sums are NaN or infinite; slow, for when `all_finite` has said no."""
+        return int(np.count_nonzero(~np.isfinite(self._ops.download(self._total))))
+
     def probabilities(self) -> Array:
         """Blended probabilities, float32 (classes, X, Y, Z); ends the accumulation."""
         self._total /= self._weight()
