@@ -50,10 +50,9 @@ def _monai(network: UNet3D, card: ModelCard, voxels: npt.NDArray[np.float32]) ->
 def _whole(volume: Volume, prepared: Prepared) -> npt.NDArray[np.float32]:
     """The normalised box in the uncropped volume, in the model's orientation."""
     placement = prepared.placement
-    channels = [
-        _oriented(placement, prepared.restore(channel, NumpyOps())) for channel in prepared.voxels
-    ]
-    return np.ascontiguousarray(np.stack(channels))
+    full = np.zeros((*placement.file_shape, len(prepared.voxels)), np.float32)
+    placement.boxed(full)[...] = np.moveaxis(placement.inner(prepared.voxels), 0, -1)
+    return np.ascontiguousarray(np.moveaxis(_oriented(placement, full), -1, 0))
 
 
 def _oriented(placement: BoxPlacement, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -93,7 +92,13 @@ def _ours(
 ) -> Callable[[], Labels]:
     """Our path from the prepared array to labels in the box."""
     segmenter = Segmenter(backend, SegmentOptions(placement=placement, overlap=0.5))
-    return lambda: segmenter.stitch(prepared).labels
+    labels = np.zeros(prepared.placement.shape, np.uint8)
+
+    def run() -> Labels:
+        segmenter.stitch(prepared, labels)
+        return labels
+
+    return run
 
 
 @pytest.mark.parametrize("backend_name", ["openvino", "ort"])

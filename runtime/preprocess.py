@@ -89,16 +89,6 @@ class Prepared:
         self.placement.inner(out)[...] = self.placement.boxed(array)
         return out
 
-    def restore(self, box: Array, ops: ArrayOps) -> npt.NDArray[Any]:
-        """Paste an (x, y, z) box into the file's grid; outside is 0.
-
-        Returns:
-            (X, Y, Z) on the host in file order, Fortran-contiguous, same dtype.
-        """
-        full = ops.zeros(self.placement.file_shape, box.dtype.type, fortran=True)
-        self.placement.boxed(full)[...] = self.placement.inner(box)
-        return ops.download(full)
-
 
 def prepare(
     volume: Volume, card: ModelCard, ops: ArrayOps, patch: Shape3, force_spacing: bool = False
@@ -148,24 +138,25 @@ def prepare(
     placement = _extended(whole, extent, patch)
     voxels = ops.zeros((len(card.modalities), *placement.shape), np.float32)
     brain_only = card.normalisation == "zscore-brain"
+    # All non-zero voxels lie in the box, so that the whole array need be read only for
+    # zscore-volume.
+    views = {name: placement.boxed(voxels_of) for name, voxels_of in raw.items()}
+    read = views if brain_only else {name: whole.oriented(raw[name]) for name in raw}
+    statistics = dict(
+        zip(present, ops.statistics([read[name] for name in present], brain_only), strict=True)
+    )
     for channel, name in enumerate(card.modalities):
         if name not in raw:
             continue
-        view = placement.boxed(raw[name])
-        # All non-zero voxels lie in the box, so that the whole array need be read only for
-        # zscore-volume.
-        statistics = ops.statistics(view if brain_only else whole.oriented(raw[name]), brain_only)
-        if not statistics.std > _CONSTANT * abs(statistics.mean):
+        found = statistics[name]
+        if not found.std > _CONSTANT * abs(found.mean):
             raise InputError(
                 volume.images[name].path,
-                found="a constant image" if statistics.count else "an image of zeros",
+                found="a constant image" if found.count else "an image of zeros",
                 expected="intensities that vary over the brain",
                 remedy="check the preprocessing of this case",
             )
-        target = voxels[channel]
-        if not brain_only:
-            target[...] = -statistics.mean / statistics.std
-        ops.normalise(view, statistics, brain_only, placement.inner(target))
+        ops.normalise(views[name], found, brain_only, voxels[channel])
     return Prepared(voxels, placement, tuple(warnings))
 
 

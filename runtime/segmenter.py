@@ -1,8 +1,8 @@
 """Segment a whole case: prepare, plan windows, run them through a backend, stitch, paste back."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
-from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +12,17 @@ from runtime.errors import NonFiniteError
 from runtime.labels import LabelMap
 from runtime.model_card import ModelCard, Shape3
 from runtime.nifti import Volume
-from runtime.ops import Array
+from runtime.ops import Array, Mark
 from runtime.postprocess import postprocess
 from runtime.preprocess import Prepared, prepare
 from runtime.windows import Placement, Stitcher, WindowPlan, plan_windows
 
 Progress = Callable[[int, int], None]
 """progress(done, total) in windows."""
+Spare = Callable[[], Backend | None]
+"""Opens a backend of full precision for a case whose probabilities are not finite; None if there is
+none.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,8 @@ class SegmentOptions:
 
 @dataclass(frozen=True)
 class Timings:
-    """Wall-clock seconds per stage of one case; `network` is the backend's time without fill and
-    take.
+    """Seconds per stage of one case in the order of the device's work; `network` is the backend's
+    time without fill and take.
     """
 
     prepare: float
@@ -58,16 +62,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class Stitched:
-    """The box of a prepared case, segmented, on the ops' device.
+    """What was made of the box of a prepared case beside its labels.
 
     Attributes:
-        labels: uint8 (x, y, z), before post-processing.
-        probabilities: float32 (classes, x, y, z), blended; None unless asked for.
+        probabilities: float32 (classes, x, y, z), blended, on the ops' device; None unless asked
+            for.
         plan: the windows.
         timings: seconds per stage, without `prepare`.
     """
 
-    labels: Array
     probabilities: Array | None
     plan: WindowPlan
     timings: Timings
@@ -105,13 +108,25 @@ class Segmenter:
     The backend is borrowed: whoever opened it closes it. Not for use by two threads at once.
     """
 
-    def __init__(self, backend: Backend, options: SegmentOptions | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        options: SegmentOptions | None = None,
+        spare: Spare | None = None,
+    ) -> None:
         """
+        Args:
+            backend: runs the windows.
+            options: how a case is segmented.
+            spare: asked for a backend when a case comes back with values that are not finite; what
+                it gives is closed after that case.
+
         Raises:
             UsageError: the options name a patch that the network does not accept.
         """
         self.backend = backend
         self.options = options or SegmentOptions()
+        self._spare = spare
         card = backend.card
         self.patch = self.options.patch or card.patch
         self.batch = self.options.batch or card.inference.batch
@@ -131,23 +146,43 @@ class Segmenter:
 
         Raises:
             InputError: the case does not suit the model; see `preprocess.prepare`.
-            ComputeError: the network fails or returns a value that is not finite.
+            ComputeError: the network fails, or returns a value that is not finite and there is no
+                spare backend.
         """
-        start = perf_counter()
-        card = self.backend.card
-        prepared = prepare(volume, card, self.backend.ops, self.patch, self.options.force_spacing)
-        prepare_seconds = perf_counter() - start
-        stitched = self.stitch(prepared, progress, volume.case.case_id)
-        start = perf_counter()
-        labels = prepared.restore(stitched.labels, self.backend.ops)
-        labels = postprocess(labels, card.postprocess, volume.grid.spacing)
+        try:
+            return self._segment(volume, progress)
+        except NonFiniteError as error:
+            spare = self._spare() if self._spare is not None else None
+            if spare is None:
+                raise
+            with closing(spare):
+                prediction = Segmenter(spare, self.options)._segment(volume, progress)
+            failed = self.backend.info
+            reason = f"{failed.name} {failed.precision} gave {error.found}"
+            return replace(
+                prediction,
+                backend=replace(prediction.backend, fell_back_from=reason),
+                warnings=(*prediction.warnings, f"{reason}; run again in fp32"),
+            )
+
+    def _segment(self, volume: Volume, progress: Progress | None) -> Prediction:
+        ops, card = self.backend.ops, self.backend.card
+        start = ops.mark()
+        prepared = prepare(volume, card, ops, self.patch, self.options.force_spacing)
+        ready = ops.mark()
+        full = ops.zeros(prepared.placement.file_shape, np.uint8, fortran=True)
+        stitched = self.stitch(
+            prepared, prepared.placement.boxed(full), progress, volume.case.case_id
+        )
+        stitched_mark = ops.mark()
+        labels = postprocess(ops.download(full), card.postprocess, volume.grid.spacing)
         probabilities = None
         if stitched.probabilities is not None:
             probabilities = self._pasted(prepared, stitched.probabilities)
         timings = replace(
             stitched.timings,
-            prepare=prepare_seconds,
-            finish=stitched.timings.finish + perf_counter() - start,
+            prepare=ops.seconds(start, ready),
+            finish=stitched.timings.finish + ops.seconds(stitched_mark, ops.mark()),
         )
         return Prediction(
             labels=labels,
@@ -161,64 +196,73 @@ class Segmenter:
         )
 
     def stitch(
-        self, prepared: Prepared, progress: Progress | None = None, case_id: str | None = None
+        self,
+        prepared: Prepared,
+        labels: Array,
+        progress: Progress | None = None,
+        case_id: str | None = None,
     ) -> Stitched:
         """Run all windows of a prepared case and put them together.
 
         Args:
             prepared: from `preprocess.prepare` with this segmenter's patch and the backend's ops.
+            labels: uint8 (x, y, z) array of the ops' device, any strides, of the box's shape
+                with or without its padding; the label map before post-processing is written there.
             progress: as for `segment`.
             case_id: names the case in an error.
 
         Raises:
-            ComputeError: as for `segment`.
+            ComputeError: the network fails or returns a value that is not finite.
         """
         ops, card = self.backend.ops, self.backend.card
-        start = perf_counter()
+        start = ops.mark()
         plan = plan_windows(
             prepared.placement.shape, self.patch, self.overlap, self.options.placement
         )
         stitcher = Stitcher(plan, len(card.labels), ops)
         self.backend.bind(self.patch, min(self.batch, len(plan)))
-        bound = perf_counter()
-        gather = stitch = 0.0
+        bound = ops.mark()
+        gathers: list[tuple[Mark, Mark]] = []
+        stitches: list[tuple[Mark, Mark]] = []
 
         def fill(first: int, last: int, inputs: Array) -> None:
-            nonlocal gather
-            began = perf_counter()
+            began = ops.mark()
             ops.gather(prepared.voxels, plan.starts[first:last], inputs)
-            gather += perf_counter() - began
+            gathers.append((began, ops.mark()))
 
         def take(first: int, last: int, probabilities: Array) -> None:
-            nonlocal stitch
-            began = perf_counter()
+            began = ops.mark()
             stitcher.add(first, last, probabilities)
-            stitch += perf_counter() - began
+            stitches.append((began, ops.mark()))
             if progress is not None:
                 progress(last, len(plan))
 
         self.backend.run(len(plan), fill, take)
-        ran = perf_counter()
-        if not stitcher.all_finite():
+        ran = ops.mark()
+        non_finite = stitcher.count_non_finite()
+        if non_finite:
             error = NonFiniteError(
                 case_id or self.backend.info.name,
                 found="probabilities that are NaN or infinite",
                 expected="finite ones",
                 remedy=f"run another precision than {self.backend.info.precision} with --precision",
             )
-            error.count = stitcher.count_non_finite()
+            error.count = non_finite
             raise error
-        labels = stitcher.labels()
+        stitcher.labels(labels)
         blended = stitcher.probabilities() if self.options.probabilities else None
+        done = ops.mark()
+        gather = sum(ops.seconds(*pair) for pair in gathers)
+        stitch = sum(ops.seconds(*pair) for pair in stitches)
         timings = Timings(
             prepare=0.0,
-            bind=bound - start,
+            bind=ops.seconds(start, bound),
             gather=gather,
-            network=ran - bound - gather - stitch,
+            network=ops.seconds(bound, ran) - gather - stitch,
             stitch=stitch,
-            finish=perf_counter() - ran,
+            finish=ops.seconds(ran, done),
         )
-        return Stitched(labels, blended, plan, timings)
+        return Stitched(blended, plan, timings)
 
     def _pasted(self, prepared: Prepared, blended: Array) -> npt.NDArray[np.float32]:
         placement = prepared.placement

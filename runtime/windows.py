@@ -151,6 +151,7 @@ class Stitcher:
         self._ops = ops
         self._importance = ops.upload(importance_map(plan.patch))
         self._total = ops.zeros((classes, *plan.shape), np.float32)
+        self._non_finite = ops.zeros((1,), np.uint64)
 
     def add(self, first: int, last: int, probabilities: Array) -> None:
         """Add windows ``first`` to ``last`` (exclusive).
@@ -159,24 +160,29 @@ class Stitcher:
             probabilities: float32 (last - first, classes, X, Y, Z) array of the ops' device.
         """
         self._ops.accumulate(
-            self._total, probabilities, self._importance, self._plan.starts[first:last]
+            self._total,
+            probabilities,
+            self._importance,
+            self._plan.starts[first:last],
+            self._non_finite,
         )
 
-    def labels(self) -> Array:
-        """Argmax over classes, uint8 (X, Y, Z) on the device; the weights cancel out."""
-        return self._ops.argmax(self._total)
+    def labels(self, out: Array) -> None:
+        """Write the argmax over classes to ``out``; the weights cancel out.
 
-    def all_finite(self) -> bool:
-        """Whether no window brought a NaN or an infinity."""
-        return self._ops.all_finite(self._total)
+        Args:
+            out: uint8 (x, y, z) array of the ops' device, any strides, such as a view into the
+                file's grid; no larger than the plan's volume.
+        """
+        self._ops.argmax(self._total, out)
 
     def count_non_finite(self) -> int:
-        """How many sums are NaN or infinite; slow, for when `all_finite` has said no."""
-        return int(np.count_nonzero(~np.isfinite(self._ops.download(self._total))))
+        """How many of the values that were added are NaN or infinite; waits for the device."""
+        return int(self._ops.download(self._non_finite)[0])
 
     def probabilities(self) -> Array:
         """Blended probabilities, float32 (classes, X, Y, Z); ends the accumulation."""
-        self._total /= self._weight()
+        self._ops.divide(self._total, self._weight()[0])
         return self._total
 
     def _weight(self) -> Array:
@@ -184,5 +190,5 @@ class Stitcher:
         weight = self._ops.zeros((1, *self._plan.shape), np.float32)
         ones = self._ops.upload(np.ones((1, 1, *self._plan.patch), np.float32))
         for start in self._plan.starts:
-            self._ops.accumulate(weight, ones, self._importance, start[None])
+            self._ops.accumulate(weight, ones, self._importance, start[None], self._non_finite)
         return weight

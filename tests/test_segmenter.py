@@ -230,6 +230,50 @@ def test_probabilities_that_are_not_finite_stop_the_case(
     assert caught.value.exit_code == 8
 
 
+def overflowing(inputs: Floats) -> Floats:
+    outputs = network(inputs)
+    outputs[-1, 3, 0, 0, 0] = np.inf
+    return outputs
+
+
+def test_a_spare_backend_takes_the_case_whose_probabilities_are_not_finite(
+    make_volume: MakeVolume, rng: np.random.Generator
+) -> None:
+    volume = make_volume(lopsided(rng))
+    half = FakeBackend(overflowing)
+    half.info = replace(half.info, precision="fp16")
+    closed: list[bool] = []
+    spare = FakeBackend()
+    spare.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    prediction = Segmenter(half, spare=lambda: spare).segment(volume)
+    expected = Segmenter(FakeBackend()).segment(volume)
+    np.testing.assert_array_equal(prediction.labels, expected.labels)
+    assert prediction.backend.precision == "fp32"
+    assert "fake fp16" in str(prediction.backend.fell_back_from)
+    assert any("fp32" in warning for warning in prediction.warnings)
+    assert closed == [True]
+
+
+def test_a_spare_that_is_not_there_or_no_better_is_no_way_out(
+    make_volume: MakeVolume, rng: np.random.Generator
+) -> None:
+    volume = make_volume(lopsided(rng))
+    with pytest.raises(ComputeError):
+        Segmenter(FakeBackend(overflowing), spare=lambda: None).segment(volume)
+    with pytest.raises(ComputeError):
+        Segmenter(FakeBackend(overflowing), spare=lambda: FakeBackend(overflowing)).segment(volume)
+
+
+def test_a_spare_is_not_asked_for_where_all_is_well(
+    make_volume: MakeVolume, rng: np.random.Generator
+) -> None:
+    def never() -> Backend:
+        raise AssertionError("asked for")
+
+    prediction = Segmenter(FakeBackend(), spare=never).segment(make_volume(lopsided(rng)))
+    assert prediction.backend.fell_back_from is None
+
+
 def test_progress_counts_every_window_once_and_timings_add_up(
     make_volume: MakeVolume, rng: np.random.Generator
 ) -> None:

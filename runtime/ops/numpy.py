@@ -1,6 +1,7 @@
 """`ArrayOps` on the host with NumPy."""
 
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -40,17 +41,10 @@ class NumpyOps:
             slices[axis] = slice(int(hits[0]), int(hits[-1]) + 1)
         return (slices[0], slices[1], slices[2])
 
-    def statistics(self, voxels: npt.NDArray[Any], nonzero_only: bool) -> Statistics:
-        values = voxels.astype(np.float64, order="C").ravel()
-        count = int(np.count_nonzero(values)) if nonzero_only else values.size
-        if count == 0:
-            return Statistics(0, 0.0, 0.0)
-        mean = float(values.sum()) / count
-        deviation = values - mean
-        squares = float(np.einsum("i,i->", deviation, deviation))
-        if nonzero_only:
-            squares -= (values.size - count) * mean * mean
-        return Statistics(count, mean, float(np.sqrt(max(squares, 0.0) / count)))
+    def statistics(
+        self, volumes: Sequence[npt.NDArray[Any]], nonzero_only: bool
+    ) -> list[Statistics]:
+        return [_statistics(volume, nonzero_only) for volume in volumes]
 
     def normalise(
         self,
@@ -59,12 +53,14 @@ class NumpyOps:
         nonzero_only: bool,
         out: FloatArray,
     ) -> None:
+        if out.shape != voxels.shape:
+            out[...] = 0.0 if nonzero_only else -statistics.mean / statistics.std
         values = voxels.astype(np.float64, order="C")
         normal = values - statistics.mean
         normal /= statistics.std
         if nonzero_only:
             normal *= values != 0
-        out[...] = normal
+        out[tuple(slice(size) for size in voxels.shape)] = normal
 
     def gather(self, volume: FloatArray, starts: npt.NDArray[np.int64], out: FloatArray) -> None:
         for window, start in zip(out, starts, strict=True):
@@ -76,26 +72,50 @@ class NumpyOps:
         values: FloatArray,
         importance: FloatArray,
         starts: npt.NDArray[np.int64],
+        non_finite: npt.NDArray[np.uint64],
     ) -> None:
         scratch = np.empty(importance.shape, np.float32)
-        for window, start in zip(values, starts, strict=True):
-            target = total[:, *_box(start, importance.shape)]
-            for class_values, class_target in zip(window, target, strict=True):
-                np.multiply(class_values, importance, out=scratch)
-                class_target += scratch
+        with np.errstate(invalid="ignore", over="ignore"):
+            for window, start in zip(values, starts, strict=True):
+                target = total[:, *_box(start, importance.shape)]
+                for class_values, class_target in zip(window, target, strict=True):
+                    np.multiply(class_values, importance, out=scratch)
+                    class_target += scratch
+                    # A sum is NaN or infinite if any term is; only then is it worth counting.
+                    if not np.isfinite(scratch.sum()):
+                        non_finite += np.uint64(np.count_nonzero(~np.isfinite(class_values)))
 
-    def argmax(self, total: FloatArray) -> npt.NDArray[np.uint8]:
-        best = total[0].copy()
+    def argmax(self, total: FloatArray, out: npt.NDArray[np.uint8]) -> None:
+        inner = total[:, *(slice(size) for size in out.shape)]
+        best = inner[0].copy()
         labels = np.zeros(best.shape, np.uint8)
-        for index in range(1, len(total)):
-            larger = total[index] > best
+        for index in range(1, len(inner)):
+            larger = inner[index] > best
             labels[larger] = index
-            np.maximum(best, total[index], out=best)
-        return labels
+            np.maximum(best, inner[index], out=best)
+        out[...] = labels
 
-    def all_finite(self, array: FloatArray) -> bool:
-        # A sum is NaN or infinite if any term is; only then is it worth looking at every value.
-        return bool(np.isfinite(array.sum(dtype=np.float64))) or bool(np.isfinite(array).all())
+    def divide(self, total: FloatArray, weight: FloatArray) -> None:
+        total /= weight
+
+    def mark(self) -> float:
+        return perf_counter()
+
+    def seconds(self, first: float, last: float) -> float:
+        return last - first
+
+
+def _statistics(voxels: npt.NDArray[Any], nonzero_only: bool) -> Statistics:
+    values = voxels.astype(np.float64, order="C").ravel()
+    count = int(np.count_nonzero(values)) if nonzero_only else values.size
+    if count == 0:
+        return Statistics(0, 0.0, 0.0)
+    mean = float(values.sum()) / count
+    deviation = values - mean
+    squares = float(np.einsum("i,i->", deviation, deviation))
+    if nonzero_only:
+        squares -= (values.size - count) * mean * mean
+    return Statistics(count, mean, float(np.sqrt(max(squares, 0.0) / count)))
 
 
 def _box(start: npt.NDArray[np.int64], shape: tuple[int, ...]) -> tuple[slice, ...]:

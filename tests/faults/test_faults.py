@@ -102,15 +102,15 @@ FAULTS = (
     Fault(
         "statistics-over-the-background-too",
         "runtime/preprocess.py",
-        "ops.statistics(view if brain_only else whole.oriented(raw[name]), brain_only)",
-        "ops.statistics(whole.oriented(raw[name]), False)",
+        "read = views if brain_only else {name: whole.oriented(raw[name]) for name in raw}",
+        "read = {name: whole.oriented(raw[name]) for name in raw}; brain_only = False",
         "tests/test_preprocess.py::test_voxels_are_those_of_the_formula",
     ),
     Fault(
         "box-one-voxel-off",
-        "runtime/preprocess.py",
-        "self.placement.boxed(full)[...] = self.placement.inner(box)",
-        "self.placement.boxed(full)[1:] = self.placement.inner(box)[:-1]",
+        "runtime/segmenter.py",
+        "prepared, prepared.placement.boxed(full), progress",
+        "prepared, prepared.placement.boxed(full)[1:], progress",
         "tests/test_segmenter.py::test_labels_and_probabilities_are_in_file_order[LPS]",
     ),
     Fault(
@@ -123,8 +123,8 @@ FAULTS = (
     Fault(
         "ties-to-the-highest-label",
         "runtime/ops/numpy.py",
-        "larger = total[index] > best",
-        "larger = total[index] >= best",
+        "larger = inner[index] > best",
+        "larger = inner[index] >= best",
         "tests/test_windows.py::test_a_tie_goes_to_the_lower_label",
     ),
     Fault(
