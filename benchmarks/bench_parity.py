@@ -7,7 +7,8 @@ import pytest
 
 from export.build import build
 from export.cases import parity_cases
-from export.parity import Gate, certify
+from export.parity import CaseList, Gate, Reference
+from export.produce import Parity, Reductions, from_network
 from runtime.model_card import ModelCard
 from train.backend import TorchBackend
 from train.unet import UNet3D
@@ -18,17 +19,20 @@ def bench_parity(
 ) -> None:
     """The whole certificate, timed; its figures go into the report."""
     network, card, weights = trained
-    built = build(network, card, fp16=True)
+    built = build(network, card)
     cases = parity_cases(request.config.getoption("--data"), 8)
     limit = request.config.getoption("--parity-cases")
-    certificate = benchmark.pedantic(
-        lambda: certify(
-            TorchBackend(network, card), built.candidates, islice(cases, limit), Gate(), "benchmark"
-        ),
-        rounds=1,
+    parity = Parity(
+        Reference(TorchBackend(network, card)),
+        CaseList(islice(cases, limit)),
+        Gate(),
+        "benchmark",
+        lambda line: None,
     )
-    for candidate in built.candidates:
-        candidate.backend.close()
+    product = benchmark.pedantic(
+        lambda: from_network(built, card, parity, Reductions(("fp16",), strict=True)), rounds=1
+    )
+    certificate = product.certificate
     benchmark.extra_info |= {
         "question": "parity",
         "weights": weights,

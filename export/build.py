@@ -1,25 +1,34 @@
-"""From a network to the ONNX files of a model directory, and what executes each of them here."""
+"""From a network to the fp32 graphs of a model directory, and what executes them here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import onnx
 from torch import nn
 
-from export.emulate import EmulatedBackend, EmulatedGraph
 from export.fuse import FusionReport, fuse
 from export.parity import Candidate
-from export.precision import to_fp16
 from export.trace import trace
+from export.up_branch import UpBranch
 from runtime.backends import BackendInfo
 from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.ort import OrtBackend
+from runtime.engine import EnginePrecision
 from runtime.model_card import ModelCard
-from runtime.model_dir import ONNX_FP16, ONNX_FP32, sha256_of
+from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, sha256_of
 
-__all__ = ["ONNX_FP16", "ONNX_FP32", "Built", "build"]
+GRAPHS: Final[Mapping[EnginePrecision, str]] = {
+    "fp32": ONNX_FP32,
+    "fp16": ONNX_FP16,
+    "bf16": ONNX_BF16,
+}
 
-_EMULATION: Final = "fp16 (emulated)"
+
+def file_of(precision: EnginePrecision, form: UpBranch) -> str:
+    """Name of a graph: model.fp16.onnx, model.fp16.interleave.onnx, model.interleave.onnx."""
+    plain = GRAPHS[precision]
+    return plain if form == "k4" else plain.removesuffix("onnx") + f"{form}.onnx"
 
 
 @dataclass(frozen=True)
@@ -27,54 +36,58 @@ class Built:
     """What an export has made.
 
     Attributes:
-        files: name to bytes of each ONNX file.
-        candidates: one per file and backend that can execute it on this machine.
-        report: what the graph rewrite did.
+        graphs: fp32, by the form of their up branches; "k4" is model.onnx.
+        data: the graphs as they are to be stored.
+        candidates: model.onnx on every CPU backend, the other forms on ONNX Runtime.
+        report: what the rewrite to "k4" did.
     """
 
-    files: Mapping[str, bytes]
+    graphs: Mapping[UpBranch, onnx.ModelProto]
+    data: Mapping[UpBranch, bytes]
     candidates: tuple[Candidate, ...]
     report: FusionReport
 
 
-def build(network: nn.Module, card: ModelCard, *, fp16: bool, threads: int | None = None) -> Built:
-    """Trace, rewrite and, with ``fp16``, convert; open every CPU backend on the result.
+def build(
+    network: nn.Module,
+    card: ModelCard,
+    forms: Sequence[UpBranch] = ("k4",),
+    threads: int | None = None,
+) -> Built:
+    """Trace and rewrite, and open every CPU backend on the result.
 
     Args:
         network: maps float32 (N, C, X, Y, Z) to logits; in evaluation mode.
-        card: stored in every file.
-        fp16: also make the fp16 graph.
+        card: stored in every graph.
+        forms: of the up branches; "k4" is made in any case.
         threads: for the CPU backends; None means all cores.
     """
-    model = trace(network, card)
-    report = fuse(model)
-    data = model.SerializeToString()
-    files = {ONNX_FP32: data}
-    digest = sha256_of(data)
+    traced = trace(network, card)
+    graphs: dict[UpBranch, onnx.ModelProto] = {}
+    reports: dict[UpBranch, FusionReport] = {}
+    for form in dict.fromkeys(("k4", *forms)):
+        graphs[form] = onnx.ModelProto()
+        graphs[form].CopyFrom(traced)
+        reports[form] = fuse(graphs[form], form)
+    data = {form: graph.SerializeToString() for form, graph in graphs.items()}
     candidates = [
-        Candidate(
-            ONNX_FP32,
-            digest,
-            kind(data, card, BackendInfo(name, "cpu", "fp32", ONNX_FP32, digest), threads),
-            "fp32",
-            reduced=False,
-        )
-        for name, kind in (("openvino", OpenVinoBackend), ("ort", OrtBackend))
+        _candidate("openvino", OpenVinoBackend, "k4", data["k4"], card, threads),
+        *(
+            _candidate("ort", OrtBackend, form, stored, card, threads)
+            for form, stored in data.items()
+        ),
     ]
-    if fp16:
-        half = to_fp16(model)
-        files[ONNX_FP16] = half.SerializeToString()
-        digest = sha256_of(files[ONNX_FP16])
-        graph = EmulatedGraph(half)
-        info = BackendInfo("emulation", "cpu", "fp16", ONNX_FP16, digest)
-        candidates.append(
-            Candidate(
-                ONNX_FP16,
-                digest,
-                EmulatedBackend(graph, card, info),
-                _EMULATION,
-                reduced=True,
-                peaks=graph.peaks,
-            )
-        )
-    return Built(files, tuple(candidates), report)
+    return Built(graphs, data, tuple(candidates), reports["k4"])
+
+
+def _candidate(
+    name: str,
+    kind: type[OpenVinoBackend] | type[OrtBackend],
+    form: UpBranch,
+    data: bytes,
+    card: ModelCard,
+    threads: int | None,
+) -> Candidate:
+    file, digest = file_of("fp32", form), sha256_of(data)
+    backend = kind(data, card, BackendInfo(name, "cpu", "fp32", file, digest), threads)
+    return Candidate(file, digest, backend, "fp32", reduced=False, up_branch=form)

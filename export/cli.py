@@ -1,14 +1,12 @@
-"""brats-export: checkpoint -> model directory with ONNX files and a parity certificate."""
+"""brats-export: checkpoint -> model directory with ONNX files, engines and a parity certificate."""
 
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from runtime.cli.console import optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
@@ -19,11 +17,31 @@ class ExportArgs:
     """Arguments of brats-export."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path | None], optional("[CHECKPOINT]")] = None
-    """Checkpoint to export; the newest run's best.pt by default."""
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("model")
-    """Model directory to write."""
+    """Checkpoint to export; the newest run's best.pt by default. A model directory instead gets
+    engines for the GPU at hand."""
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"]), optional("DIR")] = None
+    """Model directory to write: model, or the model directory that was named."""
     fp16: bool = False
     """Also write an fp16 graph for GPUs, certified by emulating its arithmetic."""
+    bf16: bool = False
+    """Also write a bf16 graph, likewise."""
+    strict_fp16: bool = False
+    """Keep no layer in fp32: fail where the reduced graph does not pass as it is."""
+    engines: Literal["auto", "no", "require"] = "auto"
+    """Build TensorRT engines: where there is a GPU and TensorRT, never, or fail without."""
+    up_branch: Literal["auto", "k4", "all"] = "auto"
+    """Forms of the decoder that engines are built from and timed; auto is all where engines are
+    built, k4 elsewhere."""
+    engine_level: int = 3
+    """TensorRT's optimisation level, 0 (quick build) to 5 (fastest engine)."""
+    engine_batch: int = 16
+    """Most windows that an engine takes at a time."""
+    workspace_gib: float = 4.0
+    """Device memory that one layer of an engine may use."""
+    timing_cache: Annotated[Path | None, optional("FILE")] = None
+    """What TensorRT has timed, kept for the next build; in the user's cache folder by default."""
+    device: int = 0
+    """CUDA device that engines are built for."""
     data: Annotated[Path | None, optional("DIR")] = None
     """Cases to certify on; phantoms by default."""
     cases: int = 8
@@ -50,101 +68,61 @@ def main(args: Sequence[str] | None = None) -> int:
     options = parse(
         ExportArgs,
         "brats-export",
-        "Export a checkpoint to ONNX and certify that nothing was lost on the way.",
+        "Export a checkpoint to ONNX and TensorRT and certify that nothing was lost on the way.",
         args,
     )
     return run(lambda console: _export(options, console), quiet=options.quiet)
 
 
 def _export(options: ExportArgs, console: Console) -> int:
-    import torch
+    check(options)
+    # Imported here: --help and a mistyped flag need no PyTorch.
+    from export.run import export
 
-    from export.build import ONNX_FP16, build
-    from export.cases import parity_cases
-    from export.parity import Gate, ParityCase, certify
-    from export.release import check_target, release
-    from train.backend import TorchBackend
-    from train.checkpoint import load_model, newest_run
-
-    if not 0 < options.gate <= 1:
-        raise UsageError(
-            "--gate", found=str(options.gate), expected="0 < gate <= 1", remedy="0.999 is usual"
-        )
-    if options.cases < 1:
-        raise UsageError(
-            "--cases", found=str(options.cases), expected="1 or more", remedy="drop --cases"
-        )
-    if options.threads is not None and options.threads < 1:
-        raise UsageError(
-            "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
-        )
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    # A link stays a link: what it points to is replaced.
-    out = Path(os.path.realpath(options.output))
-    check_target(out)
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        checkpoint = newest_run(options.runs) / "checkpoints" / "best.pt"
-    elif checkpoint.is_dir():
-        checkpoint = checkpoint / "checkpoints" / "best.pt"
-    console.print(f"checkpoint {checkpoint}", markup=False)
-    network, card = load_model(checkpoint)
-    if options.name:
-        card = replace(card, name=options.name)
-    with console.status("tracing and rewriting the graph"):
-        built = build(network, card, fp16=options.fp16, threads=options.threads)
-    console.print(
-        f"graph: {built.report.folded} batch norms folded, {built.report.composed} up branches "
-        "composed into one transposed convolution each"
-    )
-    for note in built.report.left_alone:
-        console.print(f"left alone: {note}", markup=False)
-    source = "phantoms" if options.data is None else "data"
-
-    with console.status("parity") as status:
-
-        def told() -> Iterator[ParityCase]:
-            for number, case in enumerate(parity_cases(options.data, options.cases), 1):
-                status.update(f"parity: case {number}, {case.volume.case.case_id}")
-                yield case
-
-        certificate = certify(
-            TorchBackend(network, card),
-            built.candidates,
-            told(),
-            Gate(truth=options.gate),
-            source,
-        )
-    console.print(_table(certificate))
-    release(out, card, built.files, certificate, options.allow_inconclusive)
-    console.print(f"model directory {options.output}: {', '.join(built.files)}", markup=False)
-    if ONNX_FP16 in built.files:
-        console.print(
-            "no TensorRT engine was built: engines are made on the GPU that runs them; "
-            f"{ONNX_FP16} is what `trtexec --onnx` and --backend ort --device cuda:0 take",
-            markup=False,
-        )
+    export(options, console)
     return 0
 
 
-def _table(certificate: dict[str, object]) -> Table:
-    table = Table(title="Parity with fp32 PyTorch", title_justify="left")
-    for name in ("artefact", "backend", "arithmetic", "least Dice", "changed labels", "verdict"):
-        table.add_column(name)
-    artefacts = certificate["artefacts"]
-    if not isinstance(artefacts, list):
-        raise TypeError("a certificate lists its artefacts")
-    for entry in artefacts:
-        records = [case for case in entry["cases"] if not case["non_finite"]]
-        table.add_row(
-            entry["file"],
-            entry["backend"],
-            entry["arithmetic"],
-            f"{min(min(record['dice_to_fp32'].values()) for record in records):.5f}"
-            if records
-            else "not finite",
-            f"{max(record['changed_labels'] for record in records):.1e}" if records else "",
-            entry["verdict"],
-        )
-    return table
+def check(options: ExportArgs) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    wrong: list[tuple[bool, str, object, str, str]] = [
+        (not 0 < options.gate <= 1, "--gate", options.gate, "0 < gate <= 1", "0.999 is usual"),
+        (options.cases < 1, "--cases", options.cases, "1 or more", "drop --cases"),
+        (
+            options.threads is not None and options.threads < 1,
+            "--threads",
+            options.threads,
+            "1 or more",
+            "drop --threads",
+        ),
+        (
+            not 0 <= options.engine_level <= 5,
+            "--engine-level",
+            options.engine_level,
+            "0 to 5",
+            "3 is usual",
+        ),
+        (options.engine_batch < 1, "--engine-batch", options.engine_batch, "1 or more", "try 16"),
+        (
+            not options.workspace_gib > 0,
+            "--workspace-gib",
+            options.workspace_gib,
+            "more than 0",
+            "4 is usual",
+        ),
+        (options.device < 0, "--device", options.device, "0 or more", "see nvidia-smi"),
+        (
+            options.strict_fp16 and not (options.fp16 or options.bf16),
+            "--strict-fp16",
+            "neither --fp16 nor --bf16",
+            "a reduced precision to be strict about",
+            "add --fp16",
+        ),
+    ]
+    for is_wrong, where, found, expected, remedy in wrong:
+        if is_wrong:
+            raise UsageError(where, found=str(found), expected=expected, remedy=remedy)

@@ -1,9 +1,9 @@
 """Execute an ONNX graph node by node in PyTorch, in any arithmetic.
 
 ONNX Runtime and OpenVINO do not execute fp16 graphs in fp16 on a CPU, so that their results say
-nothing about its rounding and overflow. Here every tensor that the graph types as fp16 is rounded
-to fp16 after the node that makes it, which is what a GPU that accumulates in fp32 does. In float64
-it is the independent truth for graph rewrites.
+nothing about its rounding and overflow. Here every tensor that the graph types as fp16 or bf16 is
+rounded to that type after the node that makes it, which is what a GPU that accumulates in fp32
+does; a graph may mix types. In float64 it is the independent truth for graph rewrites.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,14 +14,16 @@ import numpy.typing as npt
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
+from export.graph import attributes_of
 from runtime.backends import BackendInfo, Fill, Take, check_window
 from runtime.model_card import ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
 
 FP16_MAX: Final = 65504.0
+_REDUCED: Final = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 
 
 class EmulatedGraph:
@@ -35,8 +37,8 @@ class EmulatedGraph:
     def __init__(self, model: onnx.ModelProto, arithmetic: torch.dtype = torch.float32) -> None:
         """
         Args:
-            model: opset 20, operators Conv, ConvTranspose, BatchNormalization, Relu, MaxPool,
-                Concat, Add, Cast, Softmax.
+            model: opset 20 to 22; operators Conv, ConvTranspose, BatchNormalization, Relu, MaxPool,
+                Concat, Add, Cast, Softmax, and Shape, Reshape, Transpose, Slice of stride 1.
             arithmetic: what nodes compute in, torch.float32 or torch.float64.
 
         Raises:
@@ -49,24 +51,28 @@ class EmulatedGraph:
         unknown = sorted({node.op_type for node in self._nodes} - set(_OPERATORS))
         if unknown:
             raise ValueError(f"operator {unknown[0]} is not one that the emulation knows")
-        self._half: set[str] = set()
         self._weights: dict[str, Tensor] = {}
+        types = {self._input: model.graph.input[0].type.tensor_type.elem_type}
         for item in model.graph.initializer:
-            array = numpy_helper.to_array(item)
-            self._weights[item.name] = _laid_out(torch.from_numpy(array.copy()).to(arithmetic))
-            if array.dtype == np.float16:
-                self._half.add(item.name)
+            types[item.name] = item.data_type
+            self._weights[item.name] = self._constant(item)
         for node in self._nodes:
-            if node.op_type == "Cast":
-                target = helper.get_attribute_value(node.attribute[0])
-                half = target == TensorProto.FLOAT16
-            else:
-                half = node.input[0] in self._half
-            if half:
-                self._half.update(node.output)
+            attributes = attributes_of(node)
+            types[node.output[0]] = {
+                "Cast": attributes.get("to"),
+                "Shape": TensorProto.INT64,
+            }.get(node.op_type, types[node.input[0]])
+        self._rounded = {name: _REDUCED[kind] for name, kind in types.items() if kind in _REDUCED}
         last = {name: index for index, node in enumerate(self._nodes) for name in node.input}
         self._last_use: Mapping[str, int] = last
         self.peaks: dict[str, float] = {}
+
+    def _constant(self, item: TensorProto) -> Tensor:
+        array = numpy_helper.to_array(item)
+        if item.data_type == TensorProto.INT64:
+            return torch.from_numpy(array.copy())
+        # PyTorch takes no bf16 from NumPy; float64 holds every value of every type.
+        return _laid_out(torch.from_numpy(array.astype(np.float64)).to(self._arithmetic))
 
     @torch.inference_mode()
     def __call__(self, image: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
@@ -78,11 +84,12 @@ class EmulatedGraph:
                 for name in node.input
                 if name
             ]
-            attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-            result = _OPERATORS[node.op_type](inputs, attributes)
+            result = _OPERATORS[node.op_type](inputs, attributes_of(node))
             name = node.output[0]
-            if name in self._half:
-                result = result.to(torch.float16).to(self._arithmetic)
+            rounded = self._rounded.get(name)
+            if rounded is not None:
+                result = result.to(rounded).to(self._arithmetic)
+            if rounded is torch.float16:
                 peak = float(result.abs().max())
                 # A NaN compares as nothing, and would be lost in a maximum.
                 peak = peak if peak == peak else float("inf")
@@ -170,6 +177,25 @@ def _max_pool(inputs: list[Tensor], attributes: Mapping[str, Any]) -> Tensor:
     )
 
 
+def _reshape(inputs: list[Tensor], _: Mapping[str, Any]) -> Tensor:
+    x, wanted = inputs
+    # In ONNX a 0 keeps the size at its place.
+    sizes = [size or x.shape[axis] for axis, size in enumerate(wanted.tolist())]
+    return x.reshape(sizes)
+
+
+def _slice(inputs: list[Tensor], _: Mapping[str, Any]) -> Tensor:
+    x, starts, ends, axes = inputs
+    where = [slice(None)] * x.ndim
+    for start, end, axis in zip(starts.tolist(), ends.tolist(), axes.tolist(), strict=True):
+        where[axis] = slice(start, end)
+    return x[tuple(where)]
+
+
+def _shape(inputs: list[Tensor], attributes: Mapping[str, Any]) -> Tensor:
+    return torch.tensor(inputs[0].shape[attributes.get("start", 0) : attributes.get("end")])
+
+
 _OPERATORS: Final[Mapping[str, Callable[[list[Tensor], Mapping[str, Any]], Tensor]]] = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -180,5 +206,9 @@ _OPERATORS: Final[Mapping[str, Callable[[list[Tensor], Mapping[str, Any]], Tenso
     "Add": lambda inputs, _: inputs[0] + inputs[1],
     # Tensors are rounded by what the graph types them as, so that a cast itself does nothing.
     "Cast": lambda inputs, _: inputs[0],
+    "Shape": _shape,
+    "Reshape": _reshape,
+    "Transpose": lambda inputs, attributes: inputs[0].permute(list(attributes["perm"])),
+    "Slice": _slice,
     "Softmax": lambda inputs, attributes: torch.softmax(inputs[0], dim=attributes.get("axis", -1)),
 }

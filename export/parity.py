@@ -3,7 +3,8 @@ PyTorch's, over whole cases through the `Segmenter` that serves, and the gate th
 release.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
@@ -11,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from export.emulate import FP16_MAX
-from runtime.backends import Backend
+from runtime.backends import Backend, BackendInfo
 from runtime.errors import ComputeError, NonFiniteError
 from runtime.labels import LabelMap, regions_from_labels
 from runtime.metrics import PROFILES, dice
+from runtime.model_card import ModelCard
 from runtime.nifti import Volume
 from runtime.segmenter import Prediction, Segmenter, SegmentOptions
 
@@ -66,6 +68,7 @@ class Candidate:
         arithmetic: what really executes, in words.
         reduced: whether the artefact computes in less than fp32.
         peaks: filled by an emulating backend with the largest |value| of each fp16 tensor.
+        up_branch: form of the graph's up branches, for the record; "" leaves it out.
     """
 
     file: str
@@ -74,6 +77,51 @@ class Candidate:
     arithmetic: str
     reduced: bool
     peaks: Mapping[str, float] = field(default_factory=dict)
+    up_branch: str = ""
+
+
+class CaseList:
+    """Cases that are read one after another when first asked for, and kept to be read again."""
+
+    def __init__(self, cases: Iterable[ParityCase]) -> None:
+        self._unread = iter(cases)
+        self._read: list[ParityCase] = []
+
+    def __iter__(self) -> Iterator[ParityCase]:
+        for index in itertools.count():
+            if index == len(self._read):
+                case = next(self._unread, None)
+                if case is None:
+                    return
+                self._read.append(case)
+            yield self._read[index]
+
+
+class Reference:
+    """fp32 PyTorch, with what it predicts of a case computed once and kept.
+
+    Kept are labels and probabilities, 17 bytes a voxel: 150 MB for a BraTS case.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._predictions: dict[tuple[str, ...], Prediction] = {}
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._backend.info
+
+    @property
+    def card(self) -> ModelCard:
+        return self._backend.card
+
+    def predict(self, case: ParityCase) -> Prediction:
+        """Labels and probabilities of a case; cases are told apart by name and content."""
+        volume = case.volume
+        key = (volume.case.case_id, *(image.sha256 for image in volume.images.values()))
+        if key not in self._predictions:
+            self._predictions[key] = Segmenter(self._backend, _OPTIONS).segment(volume)
+        return self._predictions[key]
 
 
 @dataclass
@@ -86,11 +134,13 @@ class _Outcome:
 
 
 def certify(
-    reference: Backend,
+    reference: Backend | Reference,
     candidates: Sequence[Candidate],
     cases: Iterable[ParityCase],
     gate: Gate,
     source: str,
+    *,
+    stop_at_failure: bool = False,
 ) -> dict[str, Any]:
     """Compare candidates with the fp32 reference on whole cases.
 
@@ -98,11 +148,13 @@ def certify(
     window plan.
 
     Args:
-        reference: fp32 PyTorch.
+        reference: fp32 PyTorch; a `Reference` where more than one certificate needs its
+            predictions.
         candidates: artefacts with the same card.
-        cases: read lazily, one in memory at a time.
+        cases: read lazily, one at a time.
         gate: what must be kept.
         source: where the cases come from, for the record.
+        stop_at_failure: read no further case when no candidate can pass any more.
 
     Returns:
         The content of parity.json, verdict included.
@@ -111,7 +163,10 @@ def certify(
     used: list[dict[str, Any]] = []
     informative = 0
     for case in cases:
-        expected = Segmenter(reference, _OPTIONS).segment(case.volume)
+        if isinstance(reference, Reference):
+            expected = reference.predict(case)
+        else:
+            expected = Segmenter(reference, _OPTIONS).segment(case.volume)
         voxels = {
             name: int(np.count_nonzero(mask))
             for name, mask in regions_from_labels(expected.labels).items()
@@ -130,22 +185,42 @@ def certify(
             _compare(outcome, case, expected, gate)
         if informative >= gate.informative_cases:
             break
+        if stop_at_failure and all(
+            outcome.reasons or _overflow(outcome.candidate, gate) for outcome in outcomes
+        ):
+            break
     for outcome in outcomes:
         _judge_truth(outcome, gate)
-        _judge_peaks(outcome, gate)
+        # First, as whatever else went wrong may follow from it.
+        outcome.reasons[:0] = _overflow(outcome.candidate, gate)
     enough = informative >= gate.informative_cases
     entries = [_entry(outcome, enough, gate, informative) for outcome in outcomes]
-    verdicts = [entry["verdict"] for entry in entries]
-    worst: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
     return {
         "schema": PARITY_SCHEMA,
-        "verdict": next(verdict for verdict in worst if verdict in verdicts),
+        "verdict": _worst(entries),
         "gate": asdict(gate),
         "reference": {"backend": "torch", "device": reference.info.device, "arithmetic": "fp32"},
         "source": source,
         "cases": used,
         "artefacts": entries,
     }
+
+
+def with_entry(certificate: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A certificate that also covers an artefact certified on the same cases by the same gate.
+
+    Args:
+        certificate: content of parity.json, from `certify`.
+        entry: one of another certificate's ``artefacts``.
+    """
+    entries = [*certificate["artefacts"], dict(entry)]
+    return {**certificate, "verdict": _worst(entries), "artefacts": entries}
+
+
+def _worst(entries: Sequence[Mapping[str, Any]]) -> Verdict:
+    verdicts = [entry["verdict"] for entry in entries]
+    order: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+    return next(verdict for verdict in order if verdict in verdicts)
 
 
 def _entry(outcome: _Outcome, enough: bool, gate: Gate, informative: int) -> dict[str, Any]:
@@ -167,6 +242,8 @@ def _entry(outcome: _Outcome, enough: bool, gate: Gate, informative: int) -> dic
         "reasons": reasons,
         "cases": outcome.cases,
     }
+    if candidate.up_branch:
+        entry["up_branch"] = candidate.up_branch
     if candidate.peaks:
         name = max(candidate.peaks, key=lambda key: candidate.peaks[key])
         peak = candidate.peaks[name]
@@ -246,11 +323,13 @@ def _judge_truth(outcome: _Outcome, gate: Gate) -> None:
             )
 
 
-def _judge_peaks(outcome: _Outcome, gate: Gate) -> None:
+def _overflow(candidate: Candidate, gate: Gate) -> list[str]:
+    """Why the range of fp16 does not suffice, by the first tensor that leaves its margin; empty if
+    it does.
+    """
     limit = gate.peak * FP16_MAX
-    for name, value in outcome.candidate.peaks.items():
-        if not value < limit:
-            outcome.reasons.append(
-                f"tensor {name} reaches {value:.3g} in fp16, over the margin of {limit:.0f}"
-            )
-            return
+    return [
+        f"tensor {name} reaches {value:.3g} in fp16, over the margin of {limit:.0f}"
+        for name, value in candidate.peaks.items()
+        if not value < limit
+    ][:1]

@@ -15,7 +15,9 @@ CARD: Final = "card.json"
 PARITY: Final = "parity.json"
 ONNX_FP32: Final = "model.onnx"
 ONNX_FP16: Final = "model.fp16.onnx"
+ONNX_BF16: Final = "model.bf16.onnx"
 MANIFEST_SCHEMA: Final = 1
+_FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16"}
 
 Verdict = Literal["pass", "fail", "inconclusive", "none"]
 
@@ -88,7 +90,7 @@ class ModelDir:
                 self.path,
                 found=f"no {name}",
                 expected=f"one of {', '.join(sorted(self.hashes))}",
-                remedy="export it with brats-export" + (" --fp16" if name == ONNX_FP16 else ""),
+                remedy="export it with brats-export" + _FLAGS.get(name, ""),
             )
         return _verified(self.path, name, self.hashes)
 

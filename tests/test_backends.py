@@ -4,7 +4,9 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,15 @@ import onnx
 import pytest
 import torch
 
+from export.build import GRAPHS
 from export.emulate import EmulatedBackend, EmulatedGraph
+from export.engine import build_engine
+from export.trace import set_card
 from runtime.backends import Backend, BackendInfo, BackendOptions, open_backend
+from runtime.backends.driver import cuda_devices, gpu
+from runtime.backends.ort import OrtBackend
+from runtime.backends.tensorrt_library import load_tensorrt
+from runtime.engine import EnginePrecision, InputLayout
 from runtime.errors import (
     BackendUnavailableError,
     BratsError,
@@ -25,6 +34,7 @@ from runtime.errors import (
 )
 from runtime.model_card import ModelCard, Shape3
 from runtime.model_dir import MANIFEST, ONNX_FP32, PARITY, ModelDir, manifest_of
+from tests.fake_gpu import EngineSpec, add_engine, fake_gpu
 from train.backend import TorchBackend
 from train.unet import UNet3D
 
@@ -53,37 +63,127 @@ def truth_of(network: UNet3D, windows: Floats) -> npt.NDArray[np.float64]:
     return result
 
 
-@pytest.fixture(scope="module", params=["ort", "openvino", "torch", "emulation"])
-def opened(
-    request: pytest.FixtureRequest, tiny_model: Path, tiny_network: UNet3D, tiny_card: ModelCard
-) -> Any:
-    if request.param == "torch":
-        backend: Backend = TorchBackend(tiny_network, tiny_card)
-    elif request.param == "emulation":
-        graph = EmulatedGraph(onnx.load(tiny_model / ONNX_FP32))
-        backend = EmulatedBackend(graph, tiny_card, BackendInfo("emulation", "cpu", "fp32"))
-    else:
-        options = BackendOptions(request.param, threads=1)
-        backend = open_backend(ModelDir.open(tiny_model), options)
-    yield backend
-    backend.close()
+@dataclass(frozen=True)
+class Kind:
+    """A backend, and what it runs on: "cpu", the "fake" GPU of tests/fake_gpu.py, or "cuda", the
+    real one.
+    """
+
+    name: str
+    device: str = "cpu"
+    precision: EnginePrecision = "fp32"
+    layout: InputLayout = "linear"
+
+    def __str__(self) -> str:
+        own = f"-{self.layout}" if self.name == "trt" else ""
+        return f"{self.name}-{self.device}-{self.precision}{own}"
+
+
+ON_GPU = [("ort", "fp32", "linear"), ("ort", "fp16", "linear"), ("trt", "fp32", "linear"),
+    ("trt", "fp16", "linear"), ("trt", "fp16", "dhwc8")]  # fmt: skip
+FAKES = [Kind(name, "fake", *rest) for name, *rest in ON_GPU]  # type: ignore[arg-type]
+KINDS = [
+    *(Kind(name) for name in ("ort", "openvino", "torch", "emulation")),
+    *FAKES,
+    *(replace(fake, device="cuda") for fake in FAKES),
+]
+
+
+def marked(kinds: Iterable[Kind]) -> list[Any]:
+    return [
+        pytest.param(kind, marks=pytest.mark.gpu if kind.device == "cuda" else (), id=str(kind))
+        for kind in kinds
+    ]
+
+
+def only(wanted: Callable[[Kind], bool]) -> Any:
+    """Run a test on some kinds of backend."""
+    return pytest.mark.parametrize("kind", marked(filter(wanted, KINDS)), indirect=True)
+
+
+@pytest.fixture(params=marked(KINDS))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    found: Kind = request.param
+    if found.device == "cuda" and cuda_devices() == 0:
+        pytest.skip("no CUDA device")
+    return found
+
+
+@pytest.fixture
+def unclosed(
+    kind: Kind, tiny_model: Path, tiny_network: UNet3D, tiny_card: ModelCard, tmp_path: Path
+) -> Iterator[Backend]:
+    """A backend of every kind that this machine has; whoever gets it closes it."""
+    with ExitStack() as machine:
+        if kind.name == "torch":
+            yield TorchBackend(tiny_network, tiny_card)
+            return
+        if kind.name == "emulation":
+            graph = EmulatedGraph(onnx.load(tiny_model / ONNX_FP32))
+            yield EmulatedBackend(graph, tiny_card, BackendInfo("emulation", "cpu", "fp32"))
+            return
+        device, precision = ("cpu", "auto") if kind.device == "cpu" else ("cuda:0", kind.precision)
+        if kind.device == "fake":
+            machine.enter_context(fake_gpu())
+        elif kind.device == "cuda":
+            pytest.importorskip("cupy", reason="cupy is not installed")
+        folder = tiny_model
+        if kind.name == "trt":
+            folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+            put_engine(folder, kind)
+        options = BackendOptions(
+            kind.name,
+            device,
+            precision,
+            threads=1,  # type: ignore[arg-type]
+        )
+        yield open_backend(ModelDir.open(folder), options)
+
+
+def put_engine(model: Path, kind: Kind) -> None:
+    """Build the engine of a kind for this file's window."""
+    spec = EngineSpec(kind.precision, kind.layout, WINDOW)
+    if kind.device == "fake":
+        add_engine(model, spec)
+        return
+    try:
+        library = load_tensorrt()
+    except BackendUnavailableError as error:
+        pytest.skip(str(error))
+    spec = replace(spec, gpu=gpu(0), version=library.version)
+    add_engine(model, spec, build_engine, library)
+
+
+@pytest.fixture
+def opened(unclosed: Backend) -> Iterator[Backend]:
+    yield unclosed
+    unclosed.close()
+
+
+def tolerance(backend: Backend) -> float:
+    return 1e-4 if backend.info.precision == "fp32" else 2e-2
 
 
 def run(backend: Backend, windows: Floats) -> tuple[list[tuple[str, int, int]], Floats]:
+    """Run windows (n, C, X, Y, Z) through a backend with its own array operations: they are laid
+    side by side along x in one volume on its device.
+    """
     calls: list[tuple[str, int, int]] = []
     results = np.full((len(windows), 4, *windows.shape[2:]), np.nan, np.float32)
+    volume = backend.ops.upload(np.ascontiguousarray(np.concatenate(list(windows), axis=1)))
+    starts = np.array([[i * windows.shape[2], 0, 0] for i in range(len(windows))])
 
     def fill(first: int, last: int, inputs: Any) -> None:
         assert inputs.shape == (last - first, *windows.shape[1:])
-        assert inputs.dtype == np.float32
+        assert inputs.dtype in (np.float32, np.float16)
         calls.append(("fill", first, last))
-        inputs[...] = windows[first:last]
+        backend.ops.gather(volume, starts[first:last], inputs)
 
     def take(first: int, last: int, probabilities: Any) -> None:
         assert probabilities.shape == (last - first, 4, *windows.shape[2:])
         assert probabilities.dtype == np.float32
         calls.append(("take", first, last))
-        results[first:last] = probabilities
+        results[first:last] = backend.ops.download(probabilities)
 
     backend.run(len(windows), fill, take)
     return calls, results
@@ -118,10 +218,36 @@ def test_probabilities_are_those_of_the_network_in_float64(
     _, results = run(opened, windows)
     expected = truth_of(tiny_network, windows)
     assert expected.std() > 0.05  # no flat field
-    np.testing.assert_allclose(results, expected, atol=1e-4)
+    np.testing.assert_allclose(results, expected, atol=tolerance(opened))
     np.testing.assert_allclose(results.sum(axis=1), 1, atol=1e-5)
 
 
+@only(lambda kind: kind.device == "fake")
+def test_a_graph_gives_the_same_values_through_every_library(
+    kind: Kind, opened: Backend, tiny_model: Path
+) -> None:
+    """On the fake GPU the network is the CPU's: whatever differs is in what surrounds it."""
+    opened.bind(WINDOW, 3)
+    windows = random_windows(5)
+    if kind.layout == "dhwc8":
+        # ONNX Runtime drops the cast of its input on a CPU; a gather into float16 cannot.
+        windows = windows.astype(np.float16).astype(np.float32)
+    _, results = run(opened, windows)
+    graph = (tiny_model / GRAPHS[kind.precision]).read_bytes()
+    cpu = OrtBackend(graph, opened.card, BackendInfo("ort", "cpu", kind.precision), 1)
+    cpu.bind(WINDOW, 1)
+    np.testing.assert_array_equal(results, run(cpu, windows)[1])
+    cpu.close()
+
+
+@only(lambda kind: kind.name == "trt")
+def test_an_engine_takes_the_window_that_it_was_built_for(opened: Backend) -> None:
+    with pytest.raises(UsageError, match="16,12,8, for which the engine was built") as caught:
+        opened.bind((8, 20, 4), 1)
+    assert caught.value.found == "8,20,4"
+
+
+@only(lambda kind: kind.name != "trt")
 def test_another_window_can_be_bound_and_the_first_one_again(
     opened: Backend, tiny_network: UNet3D
 ) -> None:
@@ -129,7 +255,8 @@ def test_another_window_can_be_bound_and_the_first_one_again(
         windows = random_windows(3, window, seed=1)
         opened.bind(window, 2)
         _, results = run(opened, windows)
-        np.testing.assert_allclose(results, truth_of(tiny_network, windows), atol=1e-4)
+        truth = truth_of(tiny_network, windows)
+        np.testing.assert_allclose(results, truth, atol=tolerance(opened))
         _, again = run(opened, windows)
         np.testing.assert_array_equal(again, results)
 
@@ -140,24 +267,27 @@ def test_a_window_the_network_cannot_halve_is_refused(opened: Backend, window: S
         opened.bind(window, 1)
 
 
-def test_the_card_and_info_are_those_of_the_model(opened: Backend, tiny_card: ModelCard) -> None:
-    assert opened.card == tiny_card
-    assert opened.info.device == "cpu"
-    assert opened.info.precision == "fp32"
-
-
-def test_nothing_runs_after_close(
-    tiny_model: Path, tiny_network: UNet3D, tiny_card: ModelCard
+def test_the_card_and_info_are_those_of_the_model(
+    kind: Kind, opened: Backend, tiny_card: ModelCard
 ) -> None:
-    model = ModelDir.open(tiny_model)
-    backends = [
-        open_backend(model, BackendOptions(name, threads=1)) for name in ("ort", "openvino")
-    ]
-    for backend in (*backends, TorchBackend(tiny_network, tiny_card)):
-        backend.bind(WINDOW, 1)
-        backend.close()
-        with pytest.raises((RuntimeError, AttributeError, ValueError)):
-            run(backend, random_windows(1))
+    assert opened.card == tiny_card
+    assert opened.info.name == kind.name
+    assert opened.info.device == ("cpu" if kind.device == "cpu" else "cuda:0")
+    assert opened.info.precision == kind.precision
+
+
+@only(lambda kind: kind.name != "emulation")
+def test_nothing_runs_after_close(unclosed: Backend) -> None:
+    unclosed.bind(WINDOW, 1)
+    unclosed.close()
+    with pytest.raises((RuntimeError, AttributeError, ValueError)):
+        unclosed.run(1, lambda *_: None, lambda *_: None)
+
+
+@only(lambda kind: kind.name not in ("torch", "emulation"))
+def test_nothing_runs_before_bind(opened: Backend) -> None:
+    with pytest.raises(RuntimeError, match="before bind"):
+        opened.run(1, lambda *_: None, lambda *_: None)
 
 
 def test_torch_leaves_the_network_in_the_mode_it_was_in(
@@ -187,11 +317,13 @@ def test_auto_is_openvino_on_a_cpu(tiny_model: Path) -> None:
 
 
 def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import runtime.backends
+    import runtime.backends.opening
 
-    found = runtime.backends.find_spec
+    found = runtime.backends.opening.find_spec
     monkeypatch.setattr(
-        runtime.backends, "find_spec", lambda name: None if name == "openvino" else found(name)
+        runtime.backends.opening,
+        "find_spec",
+        lambda name: None if name == "openvino" else found(name),
     )
     backend = open_backend(ModelDir.open(tiny_model), BackendOptions(device="cpu", threads=1))
     info = backend.info
@@ -213,6 +345,8 @@ def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.Monke
         (BackendOptions(device="gpu"), UsageError, 2),
         (BackendOptions(device="cuda:x"), UsageError, 2),
         (BackendOptions(device="cuda:"), UsageError, 2),
+        (BackendOptions(device="cuda:\N{SUPERSCRIPT TWO}"), UsageError, 2),
+        (BackendOptions(device="cuda:-1"), UsageError, 2),
         (BackendOptions("ort", device="cpu", precision="fp16"), UsageError, 2),
         (BackendOptions(device="cpu", precision="fp16"), UsageError, 2),
         (BackendOptions(device="cpu", precision="int8"), UsageError, 2),
@@ -225,9 +359,9 @@ def test_what_cannot_be_had_is_refused(
     code: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import runtime.backends
+    import runtime.backends.opening
 
-    monkeypatch.setattr(runtime.backends, "cuda_devices", lambda: 0)
+    monkeypatch.setattr(runtime.backends.opening, "cuda_devices", lambda: 0)
     with pytest.raises(kind) as caught:
         open_backend(ModelDir.open(tiny_model), options)
     assert caught.value.exit_code == code
@@ -283,6 +417,49 @@ def test_a_corrupt_graph_that_its_manifest_vouches_for(
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
     assert ONNX_FP32 in str(caught.value)
+
+
+def without_card(model: Path) -> None:
+    proto = onnx.load(model / ONNX_FP32)
+    del proto.metadata_props[:]
+    onnx.save(proto, model / ONNX_FP32)
+
+
+def with_another_card(model: Path) -> None:
+    proto = onnx.load(model / ONNX_FP32)
+    card = ModelCard(name="tiny", patch=(32, 32, 16), divisor=4, normalisation="zscore-volume")
+    set_card(proto, card)
+    onnx.save(proto, model / ONNX_FP32)
+
+
+def with_a_card_that_is_none(model: Path) -> None:
+    proto = onnx.load(model / ONNX_FP32)
+    proto.metadata_props[0].value = "{"
+    onnx.save(proto, model / ONNX_FP32)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (without_card, "no model card"),
+        (with_another_card, "the card of another model"),
+        (with_a_card_that_is_none, "the card of another model"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "fake"])
+def test_a_graph_that_is_not_that_of_the_card_is_refused(
+    copied: Path, change: Callable[[Path], None], found: str, device: str
+) -> None:
+    model = put(copied, change)
+    with fake_gpu() if device == "fake" else nullcontext():
+        options = BackendOptions(
+            "ort", "cuda:0" if device == "fake" else "cpu", "fp32", uncertified=True
+        )
+        with pytest.raises(InputError, match=found) as caught:
+            open_backend(model, options)
+    assert caught.value.exit_code == 3
+    assert caught.value.where == ONNX_FP32
+    assert "\n" not in str(caught.value)
 
 
 def certificate(verdicts: dict[str, str] | None, sha256: str | None = None) -> Any:

@@ -16,7 +16,16 @@ import torch
 
 import export.cli
 from export.emulate import FP16_MAX
-from export.parity import Candidate, Gate, ParityCase, certify, changed_labels
+from export.parity import (
+    Candidate,
+    CaseList,
+    Gate,
+    ParityCase,
+    Reference,
+    certify,
+    changed_labels,
+    with_entry,
+)
 from export.release import release
 from runtime.backends import BackendInfo, Fill, Take
 from runtime.errors import ComputeError, OutputError
@@ -366,6 +375,136 @@ def test_changed_labels_by_counting() -> None:
     assert changed_labels(nothing, one) == 1
 
 
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize(
+    ("bad_at", "peaks", "read"),
+    [
+        pytest.param(0, {}, 1, id="labels of the first case"),
+        pytest.param(1, {}, 2, id="labels of the second"),
+        pytest.param(None, {"y": FP16_MAX}, 1, id="peak"),
+        pytest.param(None, {}, 3, id="nothing"),
+    ],
+)
+def test_it_can_stop_at_the_first_failure(
+    cases: Cases, stop: bool, bad_at: int | None, peaks: dict[str, float], read: int
+) -> None:
+    bad = relabelled(blocks(), Label.ET, Label.NCR, 500)
+    maps = [bad if number == bad_at else blocks() for number in range(3)]
+    result = certify(
+        Fake(lambda _: certain(blocks())),
+        [candidate(maps, peaks=peaks)],
+        cases(),
+        Gate(),
+        "test",
+        stop_at_failure=stop,
+    )
+    fails = bad_at is not None or bool(peaks)
+    assert result["verdict"] == ("fail" if fails else "pass")
+    assert len(result["cases"]) == len(result["artefacts"][0]["cases"]) == (read if stop else 3)
+
+
+def test_it_stops_only_when_every_candidate_has_failed(cases: Cases) -> None:
+    bad = relabelled(blocks(), Label.ET, Label.NCR, 500)
+    result = certify(
+        Fake(lambda _: certain(blocks())),
+        [candidate([bad] * 3), candidate([blocks(), bad, blocks()])],
+        cases(),
+        Gate(),
+        "test",
+        stop_at_failure=True,
+    )
+    assert [len(entry["cases"]) for entry in result["artefacts"]] == [2, 2]
+    assert [entry["verdict"] for entry in result["artefacts"]] == ["fail", "fail"]
+
+
+def test_an_overflow_is_the_first_reason(cases: Cases) -> None:
+    bad = relabelled(blocks(), Label.ET, Label.NCR, 500)
+    artefact = candidate([bad] * 3, peaks={"first": np.inf, "second": np.inf})
+    result = certify(Fake(lambda _: certain(blocks())), [artefact], cases(), Gate(), "test")
+    said = result["artefacts"][0]["reasons"]
+    assert said[0] == "tensor first reaches inf in fp16, over the margin of 16376"
+    assert said[1].startswith("case0: Dice of ET")
+
+
+def test_a_reference_predicts_a_case_once(cases: Cases) -> None:
+    # Each case has labels of its own, so that a prediction of another case would show.
+    maps = [blocks(), blocks(ncr=1500), blocks(et=2000)]
+    backend = Fake(lambda case: certain(maps[case]))
+    reference, kept = Reference(backend), list(cases())
+    certificates = [
+        certify(reference, [candidate(maps)], chosen, Gate(), "test")
+        for chosen in (kept, kept, kept)
+    ]
+    assert backend.cases == 3
+    assert [result["verdict"] for result in certificates] == ["pass"] * 3
+    assert certificates[0] == certificates[1] == certificates[2]
+    fresh = certify(Fake(lambda case: certain(maps[case])), [candidate(maps)], kept, Gate(), "test")
+    assert certificates[0] == fresh
+    assert (reference.card, reference.info) == (backend.card, backend.info)
+    for case, labels in zip(kept[::-1], maps[::-1], strict=True):
+        np.testing.assert_array_equal(reference.predict(case).labels, labels)
+    assert backend.cases == 3
+
+
+def test_cases_of_one_name_and_other_content_are_not_confused(cases: Cases) -> None:
+    (one,) = cases(1)
+    images = {
+        name: replace(image, sha256=f"other {name}") for name, image in one.volume.images.items()
+    }
+    other = ParityCase(replace(one.volume, images=images), None)
+    maps = [blocks(), blocks(et=500)]
+    reference = Reference(Fake(lambda case: certain(maps[case])))
+    for case, labels in ((one, maps[0]), (other, maps[1]), (one, maps[0])):
+        np.testing.assert_array_equal(reference.predict(case).labels, labels)
+
+
+def test_a_case_list_reads_each_case_once_and_when_asked(cases: Cases) -> None:
+    read: list[str] = []
+
+    def told() -> Iterator[ParityCase]:
+        for case in cases(4):
+            read.append(case.volume.case.case_id)
+            yield case
+
+    listed = CaseList(told())
+    assert read == []
+    first = [case for case, _ in zip(listed, range(2), strict=False)]
+    assert read == ["case0", "case1", "case2"]
+    # Two readers side by side.
+    both = list(zip(listed, listed, strict=True))
+    assert len(both) == 4
+    assert all(one is other for one, other in both)
+    assert both[0][0] is first[0]
+    assert read == ["case0", "case1", "case2", "case3"]
+    assert len(list(listed)) == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        ("pass", "pass", "pass"),
+        ("pass", "inconclusive", "inconclusive"),
+        ("inconclusive", "fail", "fail"),
+        ("fail", "pass", "fail"),
+    ],
+)
+def test_an_entry_joins_a_certificate(first: str, second: str, verdict: str) -> None:
+    one = {"file": "model.onnx", "verdict": first}
+    other = {"file": "model.fp16.onnx", "verdict": second}
+    certificate = {"schema": 1, "verdict": first, "cases": [], "artefacts": [one]}
+    joined = with_entry(certificate, other)
+    assert joined == {"schema": 1, "verdict": verdict, "cases": [], "artefacts": [one, other]}
+    assert certificate["artefacts"] == [one]
+
+
+def test_the_form_of_the_up_branch_is_recorded_where_it_is_given(cases: Cases) -> None:
+    plain = candidate([blocks()] * 3)
+    artefacts = [plain, replace(candidate([blocks()] * 3), up_branch="interleave")]
+    result = certify(Fake(lambda _: certain(blocks())), artefacts, cases(), Gate(), "test")
+    found = [entry.get("up_branch") for entry in result["artefacts"]]
+    assert found == [None, "interleave"]
+
+
 # --- brats-export from checkpoint to model directory ------------------------------------------
 
 ARCHITECTURE = Architecture(features=(8, 16), dropout=0.0)
@@ -551,7 +690,7 @@ def test_the_certificate_of_a_good_model(released: Path, data: Path) -> None:
     [
         ("without_et", (), "inconclusive", "--allow-inconclusive"),
         ("all_background", (), "inconclusive", "--allow-inconclusive"),
-        ("overflowing", ("--fp16",), "fail", "model.fp16.onnx"),
+        ("overflowing", ("--fp16", "--strict-fp16"), "fail", "model.fp16.onnx"),
     ],
 )
 def test_a_bad_model_is_not_released(
@@ -597,6 +736,28 @@ def test_a_bad_model_is_not_released(
         voxels = [case["predicted_voxels"] for case in certificate["cases"]]
         assert all(counts["ET"] == 0 for counts in voxels)
         assert all((counts["WT"] == 0) == (network == "all_background") for counts in voxels)
+
+
+def test_what_overflows_stays_in_fp32_and_the_certificate_says_so(
+    checkpoints: Path, data: Path, released: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    assert exported(checkpoints / "overflowing.pt", "-o", out, "--data", data, "--fp16") == 0
+    certificate = json.loads((out / "parity.json").read_text())
+    assert certificate["verdict"] == "pass"
+    (half,) = [entry for entry in certificate["artefacts"] if entry["backend"] == "emulation"]
+    kept = half["kept"]
+    # The layer whose values overflow, and the one that reads them.
+    assert [part["part"] for part in kept["kept_fp32"]] == ["encoder.0.conv1", "encoder.0.conv2"]
+    assert all("in fp16, over the margin" in part["why"] for part in kept["kept_fp32"])
+    # Nothing, what makes the value, what reads it, and each of the two without the other.
+    assert kept["evaluations"] == 4
+    graph = onnx.load_from_string((out / "model.fp16.onnx").read_bytes()).graph
+    types = {item.name: item.data_type for item in graph.initializer}
+    wide = {name for name, kind in types.items() if kind == onnx.TensorProto.FLOAT}
+    assert wide == {name for name in types if name.startswith("network.encoder.0.")}
+    good = json.loads((released / "parity.json").read_text())
+    assert certificate["cases"] == good["cases"]
 
 
 def test_allowing_an_inconclusive_verdict_is_recorded(

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from runtime.backends import BackendInfo, Fill, Take, check_window
+from runtime.backends.seam import BackendInfo, Fill, Take, check_window
 from runtime.errors import BackendUnavailableError, ComputeError, InputError
 from runtime.model_card import ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps

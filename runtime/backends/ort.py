@@ -1,27 +1,21 @@
-"""ONNX Runtime, on the CPU or on CUDA."""
+"""ONNX Runtime on the CPU."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from runtime.backends import BackendInfo, Fill, Take, check_window
-from runtime.errors import BackendUnavailableError, ComputeError, InputError
-from runtime.model_card import ModelCard, Shape3
+from runtime.backends.seam import BackendInfo, Fill, Take, check_card, check_window
+from runtime.errors import ComputeError, InputError
+from runtime.model_card import CARD_KEY, ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
-
-# An arena that doubles would hold twice the network's peak; windows never change size between
-# steps.
-_CUDA_OPTIONS: Final = {
-    "arena_extend_strategy": "kSameAsRequested",
-    "cudnn_conv_algo_search": "HEURISTIC",
-}
 
 
 class OrtBackend:
-    """Runs an ONNX model with ONNX Runtime; see `runtime.backends.Backend`. Owns session and input
-    buffer.
+    """Runs an ONNX model with ONNX Runtime, one window at a time; see `runtime.backends.Backend`.
+    Owns session and input buffer.
     """
 
     def __init__(
@@ -30,43 +24,22 @@ class OrtBackend:
         """
         Args:
             model: a self-contained ONNX file, already verified.
-            info: what is to execute; its device ("cpu" or "cuda:N") is taken literally.
+            info: what is to execute.
             threads: CPU threads; None means one per core.
 
         Raises:
-            InputError: not a model that ONNX Runtime can load.
-            BackendUnavailableError: the CUDA provider was asked for and did not load.
+            InputError: not a model that ONNX Runtime can load, or one without this card.
         """
         self._card = card
         self._info = info
         self.ops = NumpyOps()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3
         # Windows keep their shape, so the plan of the first run holds; the arena would only grow
         # the peak.
         options.enable_cpu_mem_arena = False
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if info.device != "cpu":
-            device = int(info.device.partition(":")[2] or 0)
-            onnxruntime.preload_dlls()
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device, **_CUDA_OPTIONS}))
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=providers)
-        except Exception as error:  # pybind's exceptions share no public base class
-            raise InputError(
-                info.artefact,
-                found=f"a model ONNX Runtime cannot load ({_first_line(error)})",
-                expected="an ONNX file written by brats-export",
-                remedy="export the model again",
-            ) from error
-        if info.device != "cpu" and "CUDAExecutionProvider" not in self._session.get_providers():
-            raise BackendUnavailableError(
-                "--device",
-                found=f"no working CUDA provider for {info.device}",
-                expected="a CUDA device and ONNX Runtime's CUDA libraries",
-                remedy="install brats-deploy[gpu], or use --device cpu",
-            )
+        self._session = open_session(model, info, options, ["CPUExecutionProvider"])
+        check_card(card, stored_card(self._session), info.artefact)
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -82,45 +55,75 @@ class OrtBackend:
     def bind(self, window: Shape3, batch: int) -> None:
         check_window(self._card, window)
         # More than one window at a time gains nothing on a CPU and costs memory.
-        batch = 1 if self._info.device == "cpu" else batch
-        shape = (batch, len(self._card.modalities), *window)
+        shape = (1, len(self._card.modalities), *window)
         if self._buffer.shape != shape:
             self._buffer = np.zeros(shape, np.float32)
 
     def run(self, n: int, fill: Fill, take: Take) -> None:
         if not self._buffer.size:
             raise RuntimeError("run() before bind()")
-        first = 0
-        while first < n:
-            last = min(first + len(self._buffer), n)
-            inputs = self._buffer[: last - first]
-            fill(first, last, inputs)
+        for index in range(n):
+            fill(index, index + 1, self._buffer)
             try:
-                (outputs,) = self._session.run([self._output], {self._input: inputs})
+                (outputs,) = self._session.run([self._output], {self._input: self._buffer})
             except Exception as error:  # pybind's exceptions share no public base class
-                if _out_of_memory(error) and len(self._buffer) > 1:
-                    self._buffer = self._buffer[: len(self._buffer) // 2].copy()
-                    continue
-                raise ComputeError(
-                    self._info.device,
-                    found=f"ONNX Runtime stopped ({_first_line(error)})",
-                    expected="a result",
-                    remedy="choose a smaller --patch or another --backend"
-                    if _out_of_memory(error)
-                    else "try another --backend",
-                ) from error
-            take(first, last, outputs)
-            first = last
+                raise stopped(self._info.device, error) from error
+            take(index, index + 1, outputs)
 
     def close(self) -> None:
         del self._session
         self._buffer = np.zeros(0, np.float32)
 
 
-def _first_line(error: Exception) -> str:
+def open_session(
+    model: bytes, info: BackendInfo, options: Any, providers: Sequence[Any]
+) -> onnxruntime.InferenceSession:
+    """A session that prints nothing below an error.
+
+    Raises:
+        InputError: not a model that ONNX Runtime can load.
+    """
+    options.log_severity_level = 3
+    # The loading of providers is logged by the process's logger, before there is a session.
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        # Left alone it would try again on other terms, print that, and run on another stream.
+        return onnxruntime.InferenceSession(
+            model, options, providers=list(providers), enable_fallback=0
+        )
+    except Exception as error:  # pybind's exceptions share no public base class
+        raise InputError(
+            info.artefact,
+            found=f"a model ONNX Runtime cannot load ({first_line(error)})",
+            expected="an ONNX file written by brats-export",
+            remedy="export the model again",
+        ) from error
+
+
+def stored_card(session: onnxruntime.InferenceSession) -> str | None:
+    """What a model's metadata holds under `CARD_KEY`."""
+    found: str | None = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
+    return found
+
+
+def stopped(where: str, error: Exception) -> ComputeError:
+    """What a failed run means to a user."""
+    return ComputeError(
+        where,
+        found=f"ONNX Runtime stopped ({first_line(error)})",
+        expected="a result",
+        remedy="choose a smaller --patch or another --backend"
+        if out_of_memory(error)
+        else "try another --backend",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether ONNX Runtime, which has no class for it, speaks of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text

@@ -118,7 +118,7 @@ def _segment(
     options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
 ) -> int:
     from runtime.atomic import check_writable
-    from runtime.backends import open_backend
+    from runtime.backends import open_backend, open_spare
     from runtime.cli.infer_view import InferView
     from runtime.cohort import plan_jobs, segment_cases
     from runtime.model_dir import ModelDir
@@ -131,16 +131,14 @@ def _segment(
     )
     jobs = plan_jobs(cases, output)
     check_writable(options.output)
-    backend = open_backend(
-        model,
-        BackendOptions(
-            options.backend,
-            options.device,
-            options.precision,
-            options.threads,
-            options.uncertified,
-        ),
+    wanted = BackendOptions(
+        options.backend,
+        options.device,
+        options.precision,
+        options.threads,
+        options.uncertified,
     )
+    backend = open_backend(model, wanted)
     try:
         segmenter = Segmenter(
             backend,
@@ -152,6 +150,7 @@ def _segment(
                 probabilities=options.probabilities,
                 force_spacing=options.force_spacing,
             ),
+            spare=lambda: open_spare(model, wanted, backend.info),
         )
         view = InferView(console, segmenter, len(jobs) + len(problems))
         for problem in problems:

@@ -1,0 +1,207 @@
+"""Engines for the GPU at hand: every form of a graph and every layout of its input is built and
+timed, since which is the fastest is a property of the device and of the TensorRT there.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+
+from export.engine import BuildOptions, BuildProgress, build_engine
+from export.up_branch import UpBranch
+from runtime.backends.driver import Gpu
+from runtime.backends.seam import Backend, BackendInfo
+from runtime.backends.tensorrt_library import TensorRt
+from runtime.engine import EngineKey, EnginePrecision, EngineRecord, InputLayout, Profile
+from runtime.errors import BratsError
+from runtime.model_card import ModelCard
+from runtime.model_dir import sha256_of
+
+_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """An ONNX model that engines are built from.
+
+    Attributes:
+        file: its name in the model directory.
+        data: the file's bytes.
+        precision: that of the graph.
+        up_branch: form of its up branches.
+    """
+
+    file: str
+    data: bytes
+    precision: EnginePrecision
+    up_branch: UpBranch
+
+
+@dataclass(frozen=True)
+class EngineDevice:
+    """What engines are built and run with.
+
+    Attributes:
+        library: an imported TensorRT.
+        index: of the CUDA device.
+        gpu: what that device is.
+    """
+
+    library: TensorRt
+    index: int
+    gpu: Gpu
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How engines are built.
+
+    Attributes:
+        max_batch: most windows at a time.
+        level: the builder's optimisation level, 0 to 5.
+        workspace_bytes: device memory that one layer may use.
+    """
+
+    max_batch: int = 16
+    level: int = 3
+    workspace_bytes: int = 4 << 30
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A plan that was built and timed here.
+
+    Attributes:
+        source: what it was built from.
+        record: its key and how it was built.
+        plan: its bytes.
+        window_seconds: median device time per window at the card's batch.
+        warnings: of the builder.
+    """
+
+    source: EngineSource
+    record: EngineRecord
+    plan: bytes
+    window_seconds: float
+    warnings: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """For people: file and input layout."""
+        return f"{self.source.file}, {self.record.key.input_layout} input"
+
+
+@dataclass
+class Trials:
+    """What was tried.
+
+    Attributes:
+        engines: the fastest first.
+        failures: one sentence per combination that could not be built or run.
+        timing_cache: of the builder, for the next build.
+    """
+
+    engines: list[Engine] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    timing_cache: bytes | None = None
+
+
+def layouts(precision: EnginePrecision) -> tuple[InputLayout, ...]:
+    """Input layouts that an engine of this precision can take."""
+    return ("linear", "dhwc8") if precision == "fp16" else ("linear",)
+
+
+def try_engines(
+    sources: Sequence[EngineSource],
+    card: ModelCard,
+    device: EngineDevice,
+    options: EngineOptions,
+    timing_cache: bytes | None = None,
+    progress: BuildProgress | None = None,
+) -> Trials:
+    """Build and time an engine of every graph in every layout.
+
+    A combination that this TensorRT cannot build, or that the device cannot run, is told as a
+    failure; the others go on.
+
+    Args:
+        sources: of one precision.
+        card: gives window and batch.
+        device: to build for and run on.
+        options: of the builder.
+        timing_cache: of an earlier build.
+        progress: is told of the builder's phases.
+    """
+    trials = Trials(timing_cache=timing_cache)
+    opt = min(card.inference.batch, options.max_batch)
+    profile = Profile(card.patch, 1, opt, options.max_batch)
+    for source in sources:
+        for layout in layouts(source.precision):
+            wanted = BuildOptions(
+                profile, options.workspace_bytes, options.level, layout, trials.timing_cache
+            )
+            key = EngineKey(
+                sha256_of(source.data),
+                device.library.flavour,
+                device.library.version,
+                device.gpu,
+                source.precision,
+                profile,
+                layout,
+            )
+            try:
+                built = build_engine(source.data, device.library, wanted, progress, source.file)
+                record = built.record(key, wanted, source=source.file, up_branch=source.up_branch)
+                info = info_of(record, device)
+                with closing(open_engine(built.plan, card, info, key, device.library)) as backend:
+                    seconds = window_seconds(backend)
+            except BratsError as error:
+                trials.failures.append(f"{source.file}, {layout} input: {error}")
+                continue
+            trials.timing_cache = built.timing_cache or trials.timing_cache
+            trials.engines.append(Engine(source, record, built.plan, seconds, built.warnings))
+    trials.engines.sort(key=lambda engine: engine.window_seconds)
+    return trials
+
+
+def info_of(record: EngineRecord, device: EngineDevice) -> BackendInfo:
+    """What executes an engine that no certificate covers yet."""
+    return BackendInfo(
+        "trt", f"cuda:{device.index}", record.key.precision, record.key.plan, record.sha256
+    )
+
+
+def open_engine(
+    plan: bytes, card: ModelCard, info: BackendInfo, key: EngineKey, library: TensorRt
+) -> Backend:
+    """An engine that was just built, as a backend; the caller closes it."""
+    # Imported here: there is no CuPy where engines are not run.
+    from runtime.backends.trt import TrtBackend
+    from runtime.ops.cupy import CupyOps
+
+    index = int(info.device.partition(":")[2])
+    return TrtBackend(plan, card, info, key, library, CupyOps(index))
+
+
+def window_seconds(backend: Backend) -> float:
+    """Median device time per window at the card's batch, windows of noise, warmed up."""
+    card, ops = backend.card, backend.ops
+    batch = card.inference.batch
+    backend.bind(card.patch, batch)
+    # Noise, since some devices are faster on zeros.
+    noise = np.random.default_rng(0).normal(size=(len(card.modalities), *card.patch))
+    volume = ops.upload(noise.astype(np.float32))
+    starts = np.zeros((batch, 3), np.int64)
+
+    def fill(first: int, last: int, inputs: Any) -> None:
+        ops.gather(volume, starts[: last - first], inputs)
+
+    times = []
+    for _ in range(_ROUNDS + 1):
+        began = ops.mark()
+        backend.run(batch, fill, lambda first, last, probabilities: None)
+        times.append(ops.seconds(began, ops.mark()) / batch)
+    return median(times[1:])

@@ -1,0 +1,327 @@
+"""Open the backend that is wanted, or the fastest that works here."""
+
+import shlex
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, Literal
+
+from runtime.backends.driver import cuda_devices, gpu
+from runtime.backends.seam import Backend, BackendInfo
+from runtime.errors import (
+    BackendUnavailableError,
+    BratsError,
+    ComputeError,
+    ParityError,
+    UsageError,
+)
+from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ModelDir
+
+if TYPE_CHECKING:
+    from runtime.ops.cupy import CupyOps
+
+BackendName = Literal["auto", "trt", "ort", "openvino"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+_GRAPHS: Final = {"fp32": ONNX_FP32, "fp16": ONNX_FP16, "bf16": ONNX_BF16}
+_VOUCHED: Final = ("pass", "inconclusive")
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Which backend is wanted.
+
+    Attributes:
+        backend: "auto" takes the fastest that works here: a GPU first, then openvino, then ort.
+        device: "auto", "cpu", or "cuda:N".
+        precision: "auto" is fp32 on a CPU and certified fp16 on a GPU.
+        threads: CPU threads; None means one per core.
+        uncertified: run an artefact that no parity certificate covers.
+    """
+
+    backend: BackendName = "auto"
+    device: str = "auto"
+    precision: Precision = "auto"
+    threads: int | None = None
+    uncertified: bool = False
+
+
+def open_backend(model: ModelDir, options: BackendOptions | None = None) -> Backend:
+    """Open the backend that ``options`` ask for.
+
+    Args:
+        model: an opened model directory; the artefact's bytes are verified against its manifest.
+        options: what is wanted.
+
+    Returns:
+        A backend that the caller closes.
+
+    Raises:
+        UsageError: device and backend or precision do not go together.
+        BackendUnavailableError: the backend's library, driver, device or engine is not here.
+        ParityError: no certificate covers the artefact and ``uncertified`` is not set.
+        InputError: the artefact is missing, changed or not loadable.
+    """
+    options = options or BackendOptions()
+    index = _gpu_index(options)
+    tried: list[str] = []
+    for name in _candidates(options, index is not None):
+        on_cpu = name == "openvino" and options.backend == "auto"
+        try:
+            return _open(model, name, None if on_cpu else index, options, "; ".join(tried) or None)
+        except BackendUnavailableError as error:
+            if options.backend != "auto":
+                raise
+            tried.append(f"{name} ({error.found})")
+    raise BackendUnavailableError(
+        "--backend auto",
+        found="none that works here: " + "; ".join(tried),
+        expected="openvino or onnxruntime" if index is None else "trt or ort on a GPU",
+        remedy="install brats-deploy again"
+        if index is None
+        else f"build an engine with brats-export {shlex.quote(str(model.path))}, "
+        "install brats-deploy[gpu], or use --device cpu",
+    )
+
+
+def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) -> Backend | None:
+    """A backend in fp32 on the device of one that gave values that are not finite; None if there is
+    none.
+
+    The same backend where its fp32 artefact is there, otherwise ONNX Runtime with the fp32 graph,
+    which every model directory holds.
+    """
+    if failed.precision == "fp32":
+        return None
+    wanted = replace(options, precision="fp32")
+    names: tuple[BackendName, ...] = ("trt", "ort") if failed.name == "trt" else ("ort",)
+    for name in names:
+        try:
+            return open_backend(model, replace(wanted, backend=name))
+        except BratsError:
+            # The error that the user must see is the one that made a spare necessary.
+            continue
+    return None
+
+
+def _gpu_index(options: BackendOptions) -> int | None:
+    """The CUDA device to use; None for the CPU."""
+    if options.device == "cpu" or (options.device == "auto" and options.backend == "openvino"):
+        if options.backend == "trt":
+            raise UsageError(
+                "--device",
+                found="cpu",
+                expected="a GPU for --backend trt",
+                remedy="use --backend auto",
+            )
+        return None
+    if options.device not in ("auto", "cuda") and not (
+        options.device.startswith("cuda:") and options.device[5:].isdecimal()
+    ):
+        raise UsageError(
+            "--device",
+            found=options.device,
+            expected="auto, cpu or cuda:N",
+            remedy="name one of them",
+        )
+    # The driver is asked before any GPU library is imported.
+    devices = cuda_devices()
+    if options.device == "auto" and options.backend != "trt":
+        return 0 if devices else None
+    wanted = int(options.device.partition(":")[2] or 0)
+    if wanted >= devices:
+        raise BackendUnavailableError(
+            "--backend trt" if options.device == "auto" else "--device",
+            found=f"{devices} CUDA devices",
+            expected="an NVIDIA GPU and its driver" if not devices else options.device,
+            remedy="check nvidia-smi, or use --backend auto --device cpu",
+        )
+    return wanted
+
+
+def _candidates(options: BackendOptions, on_gpu: bool) -> tuple[str, ...]:
+    if options.backend != "auto":
+        return (options.backend,)
+    if not on_gpu:
+        return ("openvino", "ort")
+    # Who names a GPU, or what only a GPU computes in, does not want a CPU in its place.
+    on_cpu_too = options.device == "auto" and options.precision in ("auto", "fp32")
+    return ("trt", "ort", "openvino") if on_cpu_too else ("trt", "ort")
+
+
+def _open(
+    model: ModelDir,
+    name: str,
+    index: int | None,
+    options: BackendOptions,
+    fell_back_from: str | None,
+) -> Backend:
+    if options.precision == "int8":
+        raise UsageError(
+            "--precision",
+            found="int8",
+            expected="a model with an int8 graph",
+            remedy="use fp32 or fp16: brats-export writes no int8 graph yet",
+        )
+    if index is not None and name != "openvino":
+        _need("cupy", name)
+    if name == "trt":
+        return _open_trt(model, index or 0, options, fell_back_from)
+    _need("openvino" if name == "openvino" else "onnxruntime", name)
+    artefact, verdict = _artefact(model, index is not None, options)
+    info = BackendInfo(
+        name=name,
+        device="cpu" if index is None else f"cuda:{index}",
+        precision="fp32" if index is None else _precision_of(artefact),
+        artefact=artefact,
+        sha256=model.hashes[artefact],
+        certificate=verdict,
+        fell_back_from=fell_back_from,
+    )
+    data = model.read(artefact)
+    if name == "openvino":
+        from runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(data, model.card, info, options.threads)
+    if index is None:
+        from runtime.backends.ort import OrtBackend
+
+        return OrtBackend(data, model.card, info, options.threads)
+    from runtime.backends.ort_cuda import OrtCudaBackend
+
+    return OrtCudaBackend(data, model.card, info, _cupy_ops(index))
+
+
+def _open_trt(
+    model: ModelDir, index: int, options: BackendOptions, fell_back_from: str | None
+) -> Backend:
+    from runtime.backends.tensorrt_library import load_tensorrt
+    from runtime.backends.trt import TrtBackend
+    from runtime.engine import EngineRecord, find_engine
+
+    library, device = load_tensorrt(), gpu(index)
+    found: EngineRecord | None = None
+    first: BackendUnavailableError | None = None
+    for precision in _engine_precisions(options.precision):
+        try:
+            record = find_engine(model, library.flavour, library.version, device, precision, None)
+        except BackendUnavailableError as error:
+            first = first or error
+            continue
+        if options.uncertified or model.verdict(record.key.plan) in _VOUCHED:
+            found = record
+            break
+        first = first or BackendUnavailableError(
+            model.path / record.key.plan,
+            found=f"an engine with {_no_certificate(model.verdict(record.key.plan))}",
+            expected="one that was run over whole cases on this device",
+            remedy=f"certify it with brats-export {model.path}, or run it with --uncertified",
+        )
+    if found is None:
+        raise first or RuntimeError("no precision was tried")
+    info = BackendInfo(
+        name="trt",
+        device=f"cuda:{index}",
+        precision=found.key.precision,
+        artefact=found.key.plan,
+        sha256=found.sha256,
+        certificate=model.verdict(found.key.plan),
+        fell_back_from=fell_back_from,
+    )
+    return TrtBackend(
+        model.read(found.key.plan), model.card, info, found.key, library, _cupy_ops(index)
+    )
+
+
+def _cupy_ops(index: int) -> "CupyOps":
+    """
+    Raises:
+        BackendUnavailableError: CuPy or the device does not work.
+        ComputeError: others have taken the device's memory.
+    """
+    where = f"cuda:{index}"
+    try:
+        from runtime.ops.cupy import CupyOps
+
+        return CupyOps(index)
+    except ImportError as error:
+        raise BackendUnavailableError(
+            where,
+            found=f"a CuPy that cannot be imported ({_line(error)})",
+            expected="CuPy for this machine's CUDA",
+            remedy="install brats-deploy[gpu] again, or use --device cpu",
+        ) from error
+    # CuPy's own classes are known only where it is imported; all are a RuntimeError.
+    except RuntimeError as error:
+        if "memory" in str(error).lower():
+            raise ComputeError(
+                where,
+                found=f"no free GPU memory ({_line(error)})",
+                expected="enough to start on",
+                remedy="wait for the process that holds it, or name another GPU with --device",
+            ) from error
+        raise BackendUnavailableError(
+            where,
+            found=f"a device that cannot be used ({_line(error)})",
+            expected="one that is free and healthy",
+            remedy="check nvidia-smi, or use --device cpu",
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _engine_precisions(
+    precision: Precision,
+) -> tuple[Literal["fp32", "fp16", "bf16"], ...]:
+    if precision == "auto":
+        return ("fp16", "bf16", "fp32")
+    if precision == "int8":
+        raise ValueError("refused before")
+    return (precision,)
+
+
+def _need(module: str, name: str) -> None:
+    if find_spec(module) is None:
+        raise BackendUnavailableError(
+            f"--backend {name}",
+            found=f"{module} is not installed",
+            expected="its package",
+            remedy="install brats-deploy[gpu]"
+            if module == "cupy"
+            else "install brats-deploy again",
+        )
+
+
+def _artefact(model: ModelDir, on_gpu: bool, options: BackendOptions) -> tuple[str, str]:
+    """The ONNX file to run, and what its certificate says of it."""
+    precision = options.precision
+    if precision in ("fp16", "bf16") and not on_gpu:
+        raise UsageError(
+            "--precision",
+            found=f"{precision} on a CPU",
+            expected="fp32, the arithmetic in which CPUs execute it anyway",
+            remedy="drop --precision, or name a GPU with --device cuda:0",
+        )
+    if precision == "auto":
+        precision = "fp16" if on_gpu and model.verdict(ONNX_FP16) == "pass" else "fp32"
+    artefact = _GRAPHS[precision]
+    verdict = model.verdict(artefact)
+    if artefact in model.hashes and verdict not in _VOUCHED and not options.uncertified:
+        raise ParityError(
+            model.path / artefact,
+            found=_no_certificate(verdict),
+            expected="a verdict in parity.json",
+            remedy="export it with brats-export, or run it all the same with --uncertified",
+        )
+    if artefact not in model.hashes:
+        model.read(artefact)
+    return artefact, verdict
+
+
+def _no_certificate(verdict: str) -> str:
+    return "a failed parity certificate" if verdict == "fail" else "no parity certificate"
+
+
+def _precision_of(artefact: str) -> str:
+    return next(precision for precision, file in _GRAPHS.items() if file == artefact)
