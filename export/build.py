@@ -1,7 +1,8 @@
 """From a network to the fp32 graphs of a model directory, and what executes them here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 
 import onnx
@@ -11,8 +12,7 @@ from export.fuse import FusionReport, fuse
 from export.parity import Candidate
 from export.trace import trace
 from export.up_branch import UpBranch
-from runtime.backends import BackendInfo
-from runtime.backends.openvino import OpenVinoBackend
+from runtime.backends import Backend, BackendInfo
 from runtime.backends.ort import OrtBackend
 from runtime.engine import EnginePrecision
 from runtime.model_card import ModelCard
@@ -71,18 +71,20 @@ def build(
         reports[form] = fuse(graphs[form], form)
     data = {form: graph.SerializeToString() for form, graph in graphs.items()}
     candidates = [
-        _candidate("openvino", OpenVinoBackend, "k4", data["k4"], card, threads),
-        *(
-            _candidate("ort", OrtBackend, form, stored, card, threads)
-            for form, stored in data.items()
-        ),
+        _candidate("ort", OrtBackend, form, stored, card, threads) for form, stored in data.items()
     ]
+    # Not every machine that exports serves on its CPU.
+    if find_spec("openvino") is not None:
+        from runtime.backends.openvino import OpenVinoBackend
+
+        served = _candidate("openvino", OpenVinoBackend, "k4", data["k4"], card, threads)
+        candidates.insert(0, served)
     return Built(graphs, data, tuple(candidates), reports["k4"])
 
 
 def _candidate(
     name: str,
-    kind: type[OpenVinoBackend] | type[OrtBackend],
+    kind: Callable[..., Backend],
     form: UpBranch,
     data: bytes,
     card: ModelCard,

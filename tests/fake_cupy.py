@@ -30,7 +30,7 @@ Work = Callable[[], None]
 POISON: Final = 0xFF
 """Of memory that nobody wrote: NaN as a float, -1 or the largest as an integer."""
 ALIGNMENT: Final = 512
-GUARD: Final = 4096
+GUARD: Final = 32768
 MODULES: Final = ("cupy", "runtime.ops.cupy", "runtime.backends.trt", "runtime.backends.ort_cuda")
 """What imports cupy, and what imports that: imported afresh against the fake."""
 SCALARS: Final = {

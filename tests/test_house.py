@@ -98,8 +98,8 @@ sys.meta_path.insert(0, Blocker())
 import runtime
 done = []
 for module in pkgutil.walk_packages(runtime.__path__, "runtime."):
-    # The page is a script of Streamlit's, and these two need what only a GPU machine has.
-    if module.name.startswith(("runtime.app", "runtime.ops.cupy", "runtime.backends.trt")):
+    # The page is a script of Streamlit's, and the other needs what only a GPU machine has.
+    if module.name.startswith(("runtime.app", "runtime.ops.cupy")):
         continue
     importlib.import_module(module.name)
     done.append(module.name)
@@ -122,7 +122,26 @@ def test_the_runtime_needs_neither_torch_nor_onnx() -> None:
     assert {
         "runtime.segmenter", "runtime.cli.infer", "runtime.backends.ort",
         "runtime.backends.openvino", "runtime.nifti", "runtime.cohort",
+        "runtime.backends.trt", "runtime.backends.ort_cuda", "runtime.engine",
     } <= imported_now  # fmt: skip
+
+
+def test_gpu_libraries_are_imported_in_one_place_each() -> None:
+    """CuPy behind the array operations; TensorRT, of either name, where it is looked for."""
+    importers = {
+        library: {
+            name_of(path)
+            for path in SOURCES
+            for module in imported(parsed(path))
+            if module.partition(".")[0] == library
+        }
+        for library in ("cupy", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
+    }
+    assert importers.pop("cupy") <= {
+        f"runtime/ops/{name}.py" for name in ("cupy", "cupy_kernels", "cupy_staging")
+    }
+    # By name, from a list of names.
+    assert set().union(*importers.values()) == set()
 
 
 def test_no_module_is_a_drawer() -> None:

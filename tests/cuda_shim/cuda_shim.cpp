@@ -51,8 +51,8 @@ void turn(Fiber& fiber) {
 }
 
 // A crash of a kernel becomes an exception: memory that is not there (SIGSEGV, SIGBUS), or, where
-// the compiler's checks of undefined behaviour trap (SIGILL), an overflow, a misaligned access or an
-// index beyond an array of known size.
+// the compiler's checks of undefined behaviour trap (SIGILL), an overflow, a misaligned access or
+// an index beyond an array of known size.
 class Crashes {
 public:
     static inline sigjmp_buf back;
