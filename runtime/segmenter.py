@@ -15,7 +15,7 @@ from runtime.nifti import Volume
 from runtime.ops import Array, Mark
 from runtime.postprocess import postprocess
 from runtime.preprocess import Prepared, prepare
-from runtime.windows import Placement, Stitcher, WindowPlan, plan_windows
+from runtime.windows import Placement, Stitcher, WindowPlan, importance_map, plan_windows
 
 Progress = Callable[[int, int], None]
 """progress(done, total) in windows."""
@@ -127,6 +127,7 @@ class Segmenter:
         self.backend = backend
         self.options = options or SegmentOptions()
         self._spare = spare
+        self._importance: Array | None = None
         card = backend.card
         self.patch = self.options.patch or card.patch
         self.batch = self.options.batch or card.inference.batch
@@ -219,7 +220,9 @@ class Segmenter:
         plan = plan_windows(
             prepared.placement.shape, self.patch, self.overlap, self.options.placement
         )
-        stitcher = Stitcher(plan, len(card.labels), ops)
+        if self._importance is None:
+            self._importance = ops.upload(importance_map(self.patch))
+        stitcher = Stitcher(plan, len(card.labels), ops, self._importance)
         self.backend.bind(self.patch, min(self.batch, len(plan)))
         bound = ops.mark()
         gathers: list[tuple[Mark, Mark]] = []

@@ -146,10 +146,22 @@ class Stitcher:
     Use `add` for consecutive windows of the plan, then `labels` or `probabilities` once all are in.
     """
 
-    def __init__(self, plan: WindowPlan, classes: int, ops: ArrayOps) -> None:
+    def __init__(
+        self, plan: WindowPlan, classes: int, ops: ArrayOps, importance: Array | None = None
+    ) -> None:
+        """
+        Args:
+            plan: the windows.
+            classes: of the probabilities.
+            ops: of their device.
+            importance: `importance_map` of the plan's patch on that device, where it is there
+                already from an earlier case.
+        """
         self._plan = plan
         self._ops = ops
-        self._importance = ops.upload(importance_map(plan.patch))
+        self._importance = (
+            ops.upload(importance_map(plan.patch)) if importance is None else importance
+        )
         self._total = ops.zeros((classes, *plan.shape), np.float32)
         self._non_finite = ops.zeros((1,), np.uint64)
 
