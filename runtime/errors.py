@@ -77,5 +77,17 @@ class NonFiniteError(ComputeError):
 
     count: int = 0
 
+    @classmethod
+    def counted(cls, count: int, where: str, precision: str) -> "NonFiniteError":
+        """The error of ``count`` values of a case that was run in ``precision``."""
+        error = cls(
+            where,
+            found="probabilities that are NaN or infinite",
+            expected="finite ones",
+            remedy=f"run another precision than {precision} with --precision",
+        )
+        error.count = count
+        return error
+
 
 EXIT_INTERRUPTED = 130

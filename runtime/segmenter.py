@@ -156,15 +156,16 @@ class Segmenter:
             spare = self._spare() if self._spare is not None else None
             if spare is None:
                 raise
-            with closing(spare):
-                prediction = Segmenter(spare, self.options)._segment(volume, progress)
             failed = self.backend.info
             reason = f"{failed.name} {failed.precision} gave {error.found}"
-            return replace(
-                prediction,
-                backend=replace(prediction.backend, fell_back_from=reason),
-                warnings=(*prediction.warnings, f"{reason}; run again in fp32"),
-            )
+        # Outside of the handler: the error's traceback holds the failed run's arrays.
+        with closing(spare):
+            prediction = Segmenter(spare, self.options)._segment(volume, progress)
+        return replace(
+            prediction,
+            backend=replace(prediction.backend, fell_back_from=reason),
+            warnings=(*prediction.warnings, f"{reason}; run again in fp32"),
+        )
 
     def _segment(self, volume: Volume, progress: Progress | None) -> Prediction:
         ops, card = self.backend.ops, self.backend.card
@@ -244,14 +245,9 @@ class Segmenter:
         ran = ops.mark()
         non_finite = stitcher.count_non_finite()
         if non_finite:
-            error = NonFiniteError(
-                case_id or self.backend.info.name,
-                found="probabilities that are NaN or infinite",
-                expected="finite ones",
-                remedy=f"run another precision than {self.backend.info.precision} with --precision",
+            raise NonFiniteError.counted(
+                non_finite, case_id or self.backend.info.name, self.backend.info.precision
             )
-            error.count = non_finite
-            raise error
         stitcher.labels(labels)
         blended = stitcher.probabilities() if self.options.probabilities else None
         done = ops.mark()

@@ -53,6 +53,10 @@ class CUDARuntimeError(RuntimeError):
     """As cupy.cuda.runtime.CUDARuntimeError."""
 
 
+class CUDADriverError(RuntimeError):
+    """As cupy.cuda.driver.CUDADriverError."""
+
+
 class OutOfMemoryError(MemoryError):
     """As cupy.cuda.memory.OutOfMemoryError."""
 
@@ -65,9 +69,9 @@ class Call:
     """One entry of the log.
 
     Attributes:
-        kind: "alloc", "free", "memset", "h2d", "d2h", "d2d", "kernel", "graph", "record", "wait",
-            "external" (see `FakeCuda.enqueue`), or "synchronise": only this one makes the host
-            wait.
+        kind: "alloc", "free", "trim", "memset", "h2d", "d2h", "d2d", "kernel", "graph",
+            "record", "wait", "external" (see `FakeCuda.enqueue`), or "synchronise": only this one
+            makes the host wait.
         name: of the kernel, or what waits ("stream", "event", "device", "copy").
         stream: handle of the stream; 0 is the default stream.
         size: bytes.
@@ -306,7 +310,8 @@ class Graph:
             stream.put(work)
 
     def upload(self, stream: Stream | None = None) -> None:
-        """Nothing to do here."""
+        """Nothing is kept back here that could be freed."""
+        self._fake.note("trim", stream=stream)
 
 
 class Event:
@@ -780,6 +785,7 @@ def _module(fake: FakeCuda) -> ModuleType:
         get_default_pinned_memory_pool=lambda: pool,
         cuda=SimpleNamespace(
             runtime=runtime,
+            driver=SimpleNamespace(CUDADriverError=CUDADriverError),
             memory=memory,
             Stream=Stream,
             Event=Event,

@@ -167,6 +167,7 @@ class Engine:
         self, machine: FakeGpu, logger: ILogger, facts: dict[str, Any], graph: bytes
     ) -> None:
         self.machine, self.logger, self.facts = machine, logger, facts
+        self.device = machine.cuda.device
         self.weights = machine.cuda.allocate(len(graph))
         self.session = _session(graph)
         self.tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
@@ -192,6 +193,7 @@ class Engine:
         if not self.machine.faults.contexts:
             self.logger.log(ILogger.ERROR, "Error Code 2: OutOfMemory (no memory for a context)")
             return None
+        assert self.machine.cuda.device == self.device, "another device is current"
         self.machine.contexts += 1
         return Context(self, strategy)
 
@@ -224,6 +226,7 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         machine, engine = self.engine.machine, self.engine
+        assert machine.cuda.device == engine.device, "another device is current"
         capturing = machine.cuda.streams[stream].is_capturing()
         ready = self.shape and len(self.addresses) == engine.num_io_tensors
         if not ready or not machine.faults.enqueue or (capturing and not machine.faults.capture):
@@ -349,7 +352,7 @@ def add_engine(
         profile,
         spec.layout,
     )
-    built = build(data, library, options)
+    built: BuiltEngine = build(data, library, options)
     record = built.record(key, options, source=source, up_branch="k4")
     (model / ENGINES).mkdir(exist_ok=True)
     (model / key.plan).write_bytes(built.plan)
@@ -465,7 +468,8 @@ def fake_gpu(devices: int = 1, memory: int = 80 << 30, order: str = "forward") -
             machine.providers.append(settings)
             stream = int(settings["user_compute_stream"])
             try:
-                return FakeSession(machine, _session(model, real), stream, _reduced(model))
+                with fake_cupy.Device(int(settings["device_id"])):
+                    return FakeSession(machine, _session(model, real), stream, _reduced(model))
             except fake_cupy.OutOfMemoryError as error:
                 raise RuntimeError("CUDA failure 2: out of memory ; GPU=0") from error
 

@@ -96,7 +96,7 @@ def marked(kinds: Iterable[Kind]) -> list[Any]:
     ]
 
 
-def only(wanted: Callable[[Kind], bool]) -> Any:
+def only(wanted: Callable[[Kind], bool]) -> pytest.MarkDecorator:
     """Run a test on some kinds of backend."""
     return pytest.mark.parametrize("kind", marked(filter(wanted, KINDS)), indirect=True)
 
@@ -122,7 +122,7 @@ def unclosed(
             graph = EmulatedGraph(onnx.load(tiny_model / ONNX_FP32))
             yield EmulatedBackend(graph, tiny_card, BackendInfo("emulation", "cpu", "fp32"))
             return
-        device, precision = ("cpu", "auto") if kind.device == "cpu" else ("cuda:0", kind.precision)
+        device = "cpu" if kind.device == "cpu" else "cuda:0"
         if kind.device == "fake":
             machine.enter_context(fake_gpu())
         elif kind.device == "cuda":
@@ -131,12 +131,8 @@ def unclosed(
         if kind.name == "trt":
             folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
             put_engine(folder, kind)
-        options = BackendOptions(
-            kind.name,
-            device,
-            precision,
-            threads=1,  # type: ignore[arg-type]
-        )
+        name: Any = kind.name
+        options = BackendOptions(name, device, kind.precision, threads=1, patch=WINDOW)
         yield open_backend(ModelDir.open(folder), options)
 
 
@@ -446,14 +442,17 @@ def with_a_card_that_is_none(model: Path) -> None:
         (with_a_card_that_is_none, "the card of another model"),
     ],
 )
-@pytest.mark.parametrize("device", ["cpu", "fake"])
+@pytest.mark.parametrize("device", ["cpu", "fake", "openvino"])
 def test_a_graph_that_is_not_that_of_the_card_is_refused(
     copied: Path, change: Callable[[Path], None], found: str, device: str
 ) -> None:
     model = put(copied, change)
     with fake_gpu() if device == "fake" else nullcontext():
         options = BackendOptions(
-            "ort", "cuda:0" if device == "fake" else "cpu", "fp32", uncertified=True
+            "openvino" if device == "openvino" else "ort",
+            "cuda:0" if device == "fake" else "cpu",
+            "fp32",
+            uncertified=True,
         )
         with pytest.raises(InputError, match=found) as caught:
             open_backend(model, options)

@@ -553,3 +553,34 @@ def test_the_fake_goes_as_it_came() -> None:
         assert cupy.__doc__ == "A fake; see tests/fake_cupy.py."
         assert runtime.ops.cupy.cupy is cupy
     assert {name for name in sys.modules if name.startswith(fake_cupy.MODULES)} == before
+
+
+def test_an_error_of_cuda_is_a_sentence_and_not_a_traceback() -> None:
+    with fake_cupy.installed():
+        import cupy
+
+        from runtime.ops.cupy import CupyOps
+
+        ops = CupyOps()
+        for error in (
+            cupy.cuda.runtime.CUDARuntimeError("cudaErrorIllegalAddress: illegal access\nmore"),
+            cupy.cuda.driver.CUDADriverError("CUDA_ERROR_LAUNCH_FAILED: unspecified"),
+        ):
+            with pytest.raises(ComputeError) as caught, ops.here():
+                raise error
+            assert caught.value.exit_code == 8
+            assert str(error).splitlines()[0] in str(caught.value)
+            assert "\n" not in str(caught.value)
+
+
+def test_trimming_waits_and_asks_the_pool_of_its_own_stream() -> None:
+    with fake_cupy.installed() as cuda:
+        from runtime.ops.cupy import CupyOps
+
+        ops = CupyOps()
+        array = ops.upload(np.arange(5, dtype=np.int16))
+        cuda.log.clear()
+        ops.trim()
+        assert cuda.kinds("synchronise", "trim") == ["synchronise stream", "trim"]
+        assert {call.stream for call in cuda.log if call.kind == "trim"} == {ops.stream.ptr}
+        np.testing.assert_array_equal(cuda.peek(array), np.arange(5))

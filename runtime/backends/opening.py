@@ -14,6 +14,7 @@ from runtime.errors import (
     ParityError,
     UsageError,
 )
+from runtime.model_card import Shape3
 from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ModelDir
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class BackendOptions:
         precision: "auto" is fp32 on a CPU and certified fp16 on a GPU.
         threads: CPU threads; None means one per core.
         uncertified: run an artefact that no parity certificate covers.
+        patch: shape (X, Y, Z) of the windows that are to be run, which an engine must be built
+            for; None means the card's.
     """
 
     backend: BackendName = "auto"
@@ -43,6 +46,7 @@ class BackendOptions:
     precision: Precision = "auto"
     threads: int | None = None
     uncertified: bool = False
+    patch: Shape3 | None = None
 
 
 def open_backend(model: ModelDir, options: BackendOptions | None = None) -> Backend:
@@ -59,7 +63,8 @@ def open_backend(model: ModelDir, options: BackendOptions | None = None) -> Back
         UsageError: device and backend or precision do not go together.
         BackendUnavailableError: the backend's library, driver, device or engine is not here.
         ParityError: no certificate covers the artefact and ``uncertified`` is not set.
-        InputError: the artefact is missing, changed or not loadable.
+        InputError: the artefact is missing, changed, not loadable or of another card.
+        ComputeError: others have taken the device's memory.
     """
     options = options or BackendOptions()
     index = _gpu_index(options)
@@ -199,11 +204,12 @@ def _open_trt(
     from runtime.engine import EngineRecord, find_engine
 
     library, device = load_tensorrt(), gpu(index)
+    window = options.patch or model.card.patch
     found: EngineRecord | None = None
     first: BackendUnavailableError | None = None
     for precision in _engine_precisions(options.precision):
         try:
-            record = find_engine(model, library.flavour, library.version, device, precision, None)
+            record = find_engine(model, library.flavour, library.version, device, precision, window)
         except BackendUnavailableError as error:
             first = first or error
             continue

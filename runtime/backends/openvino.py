@@ -4,9 +4,9 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from runtime.backends.seam import BackendInfo, Fill, Take, check_window
+from runtime.backends.seam import BackendInfo, Fill, Take, check_card, check_window
 from runtime.errors import BackendUnavailableError, ComputeError, InputError
-from runtime.model_card import ModelCard, Shape3
+from runtime.model_card import CARD_KEY, ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
 
 
@@ -58,6 +58,11 @@ class OpenVinoBackend:
                 expected="an ONNX file written by brats-export",
                 remedy="export the model again",
             ) from error
+        path = ["framework", CARD_KEY]
+        stored = (
+            self._model.get_rt_info(path).astype(str) if self._model.has_rt_info(path) else None
+        )
+        check_card(card, stored, info.artefact)
         self._request: openvino.InferRequest | None = None
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
 

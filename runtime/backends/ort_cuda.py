@@ -196,6 +196,8 @@ class OrtCudaBackend:
         self._binding.clear_binding_inputs()
         self._binding.clear_binding_outputs()
         self._inputs = self._outputs = None
+        # ONNX Runtime's own memory does not come out of our pool.
+        self.ops.trim()
 
 
 def _settings(ops: "CupyOps", options: CudaOptions) -> dict[str, Any]:

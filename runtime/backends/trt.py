@@ -127,7 +127,7 @@ class TrtBackend:
             last = min(first + self._batch, n)
             fill(first, last, self._inputs[: last - first])
             if self._graph is not None:
-                self._graph.launch(self.ops.stream)
+                self._launch(self._graph)
             else:
                 self._enqueue()
             take(first, last, self._outputs[: last - first])
@@ -175,7 +175,9 @@ class TrtBackend:
                 expected="an NVIDIA driver that is new enough for it",
                 remedy="update the driver, or use --backend ort",
             ) from error
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        # Onto the device that is current, whatever its stream says later.
+        with self.ops.here():
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is not None:
             return
         said = self._messages.sentence()
@@ -192,7 +194,8 @@ class TrtBackend:
     def _allocate(self, window: Shape3, batch: int) -> None:
         channels = len(self._card.modalities)
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = self._engine.create_execution_context(strategy)
+        with self.ops.here():
+            context = self._engine.create_execution_context(strategy)
         if context is None:
             raise self._failed("an execution context refused")
         if not context.set_input_shape(self._input, (batch, channels, *window)):
@@ -214,8 +217,14 @@ class TrtBackend:
         self._context = context
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self.ops.stream.ptr):
-            raise self._failed("a run that was refused")
+        with self.ops.here():
+            accepted = self._context.execute_async_v3(self.ops.stream.ptr)
+        if not accepted:
+            raise self._failed("a run refused")
+
+    def _launch(self, graph: Any) -> None:
+        with self.ops.here():
+            graph.launch(self.ops.stream)
 
     def _faster_graph(self) -> Any:
         """A CUDA graph of one batch where it is faster than enqueueing; None otherwise."""
@@ -225,7 +234,7 @@ class TrtBackend:
             # What TensorRT said of it must not be quoted as the reason of a later failure.
             self._messages.errors.clear()
             return None
-        launched = self._seconds(lambda: graph.launch(self.ops.stream))
+        launched = self._seconds(lambda: self._launch(graph))
         return graph if launched < self._seconds(self._enqueue) else None
 
     def _seconds(self, step: Any) -> float:
@@ -244,7 +253,10 @@ class TrtBackend:
         self._graph = self._context = None
         self._batch = self._asked = 0
         self._inputs = self._outputs = None
-        self._buffers = ()
+        if self._buffers:
+            self._buffers = ()
+            # What TensorRT allocates by itself does not come out of our pool.
+            self.ops.trim()
 
     def _failed(self, found: str) -> ComputeError:
         return ComputeError(

@@ -137,6 +137,7 @@ def _segment(
         options.precision,
         options.threads,
         options.uncertified,
+        options.patch,
     )
     backend = open_backend(model, wanted)
     try:

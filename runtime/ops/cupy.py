@@ -261,6 +261,14 @@ class CupyOps:
             cupy.get_default_memory_pool().free_all_blocks(self.stream)
             cupy.get_default_pinned_memory_pool().free_all_blocks()
 
+    def trim(self) -> None:
+        """Give back to the device what the pool holds and nothing uses, for libraries that allocate
+        by themselves; waits for the stream.
+        """
+        with self.here():
+            self.stream.synchronize()
+            cupy.get_default_memory_pool().free_all_blocks(self.stream)
+
     def free_memory(self) -> int:
         """Bytes of device memory that nothing uses, our pool's among them."""
         with self.here():
@@ -269,11 +277,24 @@ class CupyOps:
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """Make the device and the stream CuPy's current ones."""
-        # CuPy allocates from the current stream's part of its pool: what is freed here is then
-        # given out again only behind the work that still uses it.
-        with cupy.cuda.Device(self.device), self.stream:
-            yield
+        """Make the device and the stream CuPy's current ones.
+
+        Raises:
+            ComputeError: what is done there ends in an error of CUDA's; such an error may be that
+                of earlier work, and the device is of no use to this process after most of them.
+        """
+        try:
+            # CuPy allocates from the current stream's part of its pool: what is freed here is then
+            # given out again only behind the work that still uses it.
+            with cupy.cuda.Device(self.device), self.stream:
+                yield
+        except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+            raise ComputeError(
+                f"cuda:{self.device}",
+                found=f"an error of CUDA ({(str(error).strip() or 'unnamed').splitlines()[0]})",
+                expected="work that comes to its end",
+                remedy="look at the GPU with nvidia-smi and run again, or use --device cpu",
+            ) from error
 
     def _allocated(
         self, allocate: Any, shape: tuple[int, ...], dtype: np.dtype[Any], order: str
@@ -285,8 +306,8 @@ class CupyOps:
             free, _ = cupy.cuda.runtime.memGetInfo()
             raise ComputeError(
                 f"cuda:{self.device}",
-                found=f"{free / 2**20:.0f} MiB of free GPU memory",
-                expected=f"{size / 2**20:.0f} MiB more",
+                found=f"{free >> 20} MiB of free GPU memory",
+                expected=f"{-(-size >> 20)} MiB more",
                 remedy="choose a smaller --patch or --batch, or another GPU with --device",
             ) from error
 
