@@ -1,9 +1,10 @@
 """brats-export: checkpoint -> model directory with ONNX files, engines and a parity certificate."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import tyro
 from rich.console import Console
@@ -11,35 +12,38 @@ from rich.console import Console
 from runtime.cli.console import optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
 
+ENGINE_BATCH: Final = 16
+RUNS: Final = Path("runs")
+
 
 @dataclass(frozen=True)
 class ExportArgs:
     """Arguments of brats-export."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path | None], optional("[CHECKPOINT]")] = None
-    """Checkpoint to export; the newest run's best.pt by default. A model directory instead gets
-    engines for the GPU at hand."""
+    """Checkpoint, the newest run's by default; or a model directory that is to get engines."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"]), optional("DIR")] = None
-    """Model directory to write: model, or the model directory that was named."""
+    """Model directory to write: model, or the one that is to get engines."""
     fp16: bool = False
     """Also write an fp16 graph for GPUs, certified by emulating its arithmetic."""
     bf16: bool = False
-    """Also write a bf16 graph, likewise."""
+    """Also write a bf16 graph, certified likewise."""
     strict_fp16: bool = False
-    """Keep no layer in fp32: fail where the reduced graph does not pass as it is."""
+    """Keep no layer of it in fp32: where one is needed, release nothing."""
     engines: Literal["auto", "no", "require"] = "auto"
-    """Build TensorRT engines: where there is a GPU and TensorRT, never, or fail without."""
+    """TensorRT engines: where they can be built and pass, none, or nothing without them."""
     up_branch: Literal["auto", "k4", "all"] = "auto"
-    """Forms of the decoder that engines are built from and timed; auto is all where engines are
-    built, k4 elsewhere."""
+    """Decoder of the engines: the fastest form, k4, or the fastest and keep all forms."""
     engine_level: int = 3
     """TensorRT's optimisation level, 0 (quick build) to 5 (fastest engine)."""
-    engine_batch: int = 16
+    engine_batch: int = ENGINE_BATCH
     """Most windows that an engine takes at a time."""
-    workspace_gib: float = 4.0
-    """Device memory that one layer of an engine may use."""
+    engine_static: bool = False
+    """Engines take exactly the card's batch, instead of any up to --engine-batch."""
+    workspace_gib: float = 16.0
+    """Device memory that an engine may work in, in GiB; it takes what a batch needs."""
     timing_cache: Annotated[Path | None, optional("FILE")] = None
-    """What TensorRT has timed, kept for the next build; in the user's cache folder by default."""
+    """What TensorRT has timed, for the next build; in the user's cache folder by default."""
     device: int = 0
     """CUDA device that engines are built for."""
     data: Annotated[Path | None, optional("DIR")] = None
@@ -52,7 +56,7 @@ class ExportArgs:
     """Release although the cases could not decide; recorded in the certificate."""
     name: Annotated[str | None, optional("NAME")] = None
     """Name for the model; the run's by default."""
-    runs: Path = Path("runs")
+    runs: Path = RUNS
     """Where runs are looked for."""
     threads: Annotated[int | None, optional("N")] = None
     """CPU threads; all cores by default."""
@@ -84,7 +88,7 @@ def _export(options: ExportArgs, console: Console) -> int:
 
 
 def check(options: ExportArgs) -> None:
-    """Refuse numbers that mean nothing.
+    """Refuse numbers that mean nothing and flags that contradict each other.
 
     Raises:
         UsageError: names the flag.
@@ -108,11 +112,11 @@ def check(options: ExportArgs) -> None:
         ),
         (options.engine_batch < 1, "--engine-batch", options.engine_batch, "1 or more", "try 16"),
         (
-            not options.workspace_gib > 0,
+            not 0 < options.workspace_gib < math.inf,
             "--workspace-gib",
             options.workspace_gib,
-            "more than 0",
-            "4 is usual",
+            "a finite number above 0",
+            "16 is usual",
         ),
         (options.device < 0, "--device", options.device, "0 or more", "see nvidia-smi"),
         (
@@ -122,7 +126,38 @@ def check(options: ExportArgs) -> None:
             "a reduced precision to be strict about",
             "add --fp16",
         ),
+        (
+            options.engine_static and options.engine_batch != ENGINE_BATCH,
+            "--engine-static",
+            f"--engine-batch {options.engine_batch} as well",
+            "one of the two: a static batch is that of the card",
+            "drop one of them",
+        ),
     ]
     for is_wrong, where, found, expected, remedy in wrong:
         if is_wrong:
             raise UsageError(where, found=str(found), expected=expected, remedy=remedy)
+
+
+def check_adding(options: ExportArgs) -> None:
+    """Refuse what cannot be asked of a model directory, whose graphs stay as they are.
+
+    Raises:
+        UsageError: names the flags.
+    """
+    given = {
+        "--fp16": options.fp16,
+        "--bf16": options.bf16,
+        "--strict-fp16": options.strict_fp16,
+        "--name": options.name is not None,
+        "--runs": options.runs != RUNS,
+        "--engines no": options.engines == "no",
+    }
+    wrong = [flag for flag, is_given in given.items() if is_given]
+    if wrong:
+        raise UsageError(
+            " ".join(wrong),
+            found=f"the model directory {options.checkpoint}, which gets engines and nothing else",
+            expected="a checkpoint",
+            remedy="name the checkpoint, or drop what does not apply",
+        )

@@ -2,7 +2,9 @@
 device itself.
 """
 
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -12,16 +14,57 @@ from export.engines import (
     Engine,
     EngineDevice,
     EngineOptions,
+    Failure,
     info_of,
     open_engine,
     try_engines,
 )
-from export.parity import Candidate, with_entry
+from export.parity import Candidate
 from export.produce import Parity, Product
 from export.up_branch import UpBranch
 from runtime.engine import ENGINES, EnginePrecision, EngineRecord
 
 _ORDER: Final[tuple[EnginePrecision, ...]] = ("fp16", "bf16", "fp32")
+
+
+@dataclass
+class EngineChoice:
+    """What came of the engines for one device.
+
+    Attributes:
+        timing_cache: for the next build.
+        chosen: certificate entries of the engines that joined the product, by precision.
+        rejected: those of the fastest engine of each precision of which none passed.
+        tried: for parity.json, every engine that was built, the fastest of a precision first.
+        failures: what could not be built or run.
+    """
+
+    timing_cache: bytes | None
+    chosen: dict[EnginePrecision, dict[str, Any]] = field(default_factory=dict)
+    rejected: dict[EnginePrecision, dict[str, Any]] = field(default_factory=dict)
+    tried: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the cases could not decide on an engine that was chosen."""
+        return any(entry["verdict"] != "pass" for entry in self.chosen.values())
+
+    def record(self, device: EngineDevice) -> dict[str, Any]:
+        """For parity.json: what was tried, how fast it was, what was chosen."""
+        return {
+            "gpu": device.gpu.name,
+            "library": str(device.library),
+            "tried": self.tried,
+            "unusable": [
+                {
+                    "file": failure.source.file,
+                    "input_layout": failure.input_layout,
+                    "reason": failure.reason,
+                }
+                for failure in self.failures
+            ],
+        }
 
 
 def add_engines(
@@ -31,64 +74,64 @@ def add_engines(
     parity: Parity,
     timing_cache: bytes | None = None,
     progress: BuildProgress | None = None,
-) -> bytes | None:
+) -> EngineChoice:
     """Build engines for the device at hand, time them, and add the fastest that passes the gate,
     for each precision of the product.
 
     The reduced precisions come first; the form of the graph that won there is tried first for fp32,
-    which serves as the spare and is not worth timing every form.
+    which serves as the spare and is not worth timing every form. An engine takes the place of those
+    that the same TensorRT built for the same kind of GPU in the same precision; engines of other
+    machines stay, and so does an earlier one where none passes now.
 
     Args:
-        product: gets plans, records, the ONNX files that they come from, and their certificates.
+        product: gets plans, records and their certificates.
         device: to build for.
         options: of the builder.
         parity: reference, cases and gate.
         timing_cache: of an earlier build.
         progress: is told of the builder's phases.
-
-    Returns:
-        The timing cache for the next build.
     """
-    _drop_engines_of(product, device)
+    choice = EngineChoice(timing_cache)
     winner: UpBranch | None = None
-    found: list[dict[str, Any]] = []
     for precision in _ORDER:
         sources = [source for source in product.sources if source.precision == precision]
         if precision == "fp32" and winner is not None:
             sources = [source for source in sources if source.up_branch == winner] or sources[:1]
         if not sources:
             continue
-        parity.told(f"{precision} engines for {device.gpu.name}")
-        tried = try_engines(sources, product.card, device, options, timing_cache, progress)
-        timing_cache = tried.timing_cache
-        product.notes += tried.failures
+        tried = try_engines(
+            sources, product.card, device, options, choice.timing_cache, progress, parity.told
+        )
+        choice.timing_cache = tried.timing_cache
+        choice.failures += tried.failures
         for engine in tried.engines:
-            entry = _certified(product, engine, device, parity)
-            chosen = entry["verdict"] != "fail"
-            found.append(_summary(engine, entry["verdict"], chosen))
-            if chosen:
-                winner = winner or engine.source.up_branch
-                _add(product, engine, entry)
-                break
-            product.notes.append(f"{engine.title}: {entry['reasons'][0]}")
-        found += [
-            _summary(engine, "", False)
-            for engine in tried.engines
-            if engine.title not in {one["engine"] for one in found}
-        ]
-    _drop_unused(product)
-    product.certificate["engines"] = {
-        "gpu": device.gpu.name,
-        "library": str(device.library),
-        "tried": found,
-    }
-    return timing_cache
+            entry: dict[str, Any] | None = None
+            if precision not in choice.chosen:
+                entry = _certified(product, engine, device, parity)
+                if entry["verdict"] == "fail":
+                    choice.rejected.setdefault(precision, entry)
+                    product.notes.append(f"{engine.title}: not used: {entry['reasons'][0]}")
+                else:
+                    winner = winner or engine.source.up_branch
+                    choice.chosen[precision] = entry
+                    choice.rejected.pop(precision, None)
+                    _add(product, engine, entry)
+            choice.tried.append(_summary(engine, entry))
+    product.certificate = {**product.certificate, "engines": choice.record(device)}
+    return choice
+
+
+def drop_unused_forms(product: Product) -> None:
+    """Take out the forms of a graph that no engine was built from; model.onnx and its like stay."""
+    used = {record.source for record in _records(product)} | set(GRAPHS.values())
+    product.forget([name for name in product.files if name.endswith(".onnx") and name not in used])
 
 
 def _certified(
     product: Product, engine: Engine, device: EngineDevice, parity: Parity
 ) -> dict[str, Any]:
-    parity.told(f"parity of {engine.title}")
+    """The certificate entry of an engine: what it was built from, and what it was compared with."""
+    parity.told(f"parity of the engine: {engine.title}")
     info = info_of(engine.record, device)
     key = engine.record.key
     backend = open_engine(engine.plan, product.card, info, key, device.library)
@@ -102,20 +145,42 @@ def _certified(
     )
     with closing(backend):
         found = parity.certify([candidate])
-    entry: dict[str, Any] = found["artefacts"][0]
+    (entry,) = found["artefacts"]
+    entry["built_from"] = engine.source.file
     entry["reference"] = found["reference"]
-    return entry
+    # Said again only where it is not what the graphs were judged by, as when engines are added to a
+    # model that was exported elsewhere.
+    for name, there in (("source", "source"), ("gate", "gate"), ("cases", "inputs")):
+        if found[name] != product.certificate.get(name):
+            entry[there] = found[name]
+    for one in product.certificate["artefacts"]:
+        if one["file"] == engine.source.file and "kept" in one:
+            entry["kept"] = one["kept"]
+    return dict(entry)
 
 
-def _add(product: Product, engine: Engine, entry: dict[str, Any]) -> None:
-    record, source = engine.record, engine.source
-    product.files[record.key.plan] = engine.plan
-    product.files[record.key.record] = record.to_json().encode()
-    product.files[source.file] = source.data
-    product.certificate = with_entry(product.certificate, entry)
+def _add(product: Product, engine: Engine, entry: Mapping[str, Any]) -> None:
+    new = engine.record.key
+    earlier = [
+        record.key
+        for record in _records(product)
+        if (record.key.gpu, record.key.flavour, record.key.version, record.key.precision)
+        == (new.gpu, new.flavour, new.version, new.precision)
+    ]
+    product.forget([name for key in earlier for name in (key.plan, key.record)])
+    product.files[new.plan] = engine.plan
+    product.files[new.record] = engine.record.to_json().encode()
+    product.cover(entry)
 
 
-def _summary(engine: Engine, verdict: str, chosen: bool) -> dict[str, Any]:
+def _records(product: Product) -> Iterator[EngineRecord]:
+    for name, data in product.files.items():
+        if PurePosixPath(name).parts[0] == ENGINES and name.endswith(".json"):
+            yield EngineRecord.from_json(data.decode("utf-8", "replace"), name)
+
+
+def _summary(engine: Engine, entry: Mapping[str, Any] | None) -> dict[str, Any]:
+    verdict = "" if entry is None else entry["verdict"]
     return {
         "engine": engine.title,
         "file": engine.source.file,
@@ -126,44 +191,7 @@ def _summary(engine: Engine, verdict: str, chosen: bool) -> dict[str, Any]:
         "build_s": round(engine.record.seconds, 2),
         "bytes": engine.record.bytes,
         "verdict": verdict,
-        "chosen": chosen,
+        "reasons": [] if entry is None else entry["reasons"],
+        "warnings": list(engine.warnings),
+        "chosen": verdict in ("pass", "inconclusive"),
     }
-
-
-def _drop_engines_of(product: Product, device: EngineDevice) -> None:
-    """Take out what an earlier build for the same GPU and TensorRT has left; other machines'
-    engines stay.
-    """
-    gone: set[str] = set()
-    for name, data in product.files.items():
-        if PurePosixPath(name).parts[0] != ENGINES or not name.endswith(".json"):
-            continue
-        key = EngineRecord.from_json(data.decode(), name).key
-        if key.gpu == device.gpu and key.flavour == device.library.flavour:
-            gone |= {key.plan, key.record}
-    _forget(product, gone)
-
-
-def _drop_unused(product: Product) -> None:
-    """Take out graphs in other forms that no engine was built from."""
-    used = {
-        EngineRecord.from_json(data.decode(), name).source
-        for name, data in product.files.items()
-        if PurePosixPath(name).parts[0] == ENGINES and name.endswith(".json")
-    }
-    plain = set(GRAPHS.values())
-    _forget(
-        product,
-        {
-            name
-            for name in product.files
-            if name.endswith(".onnx") and name not in plain and name not in used
-        },
-    )
-
-
-def _forget(product: Product, names: set[str]) -> None:
-    for name in names:
-        product.files.pop(name, None)
-    entries = product.certificate["artefacts"]
-    product.certificate["artefacts"] = [one for one in entries if one["file"] not in names]

@@ -2,7 +2,7 @@
 timed, since which is the fastest is a property of the device and of the TensorRT there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from statistics import median
@@ -61,13 +61,22 @@ class EngineOptions:
 
     Attributes:
         max_batch: most windows at a time.
+        static: take exactly the card's batch instead of 1 to ``max_batch``.
         level: the builder's optimisation level, 0 to 5.
-        workspace_bytes: device memory that one layer may use.
+        workspace_bytes: device memory that an engine may work in.
     """
 
     max_batch: int = 16
+    static: bool = False
     level: int = 3
-    workspace_bytes: int = 4 << 30
+    workspace_bytes: int = 16 << 30
+
+    def profile(self, card: ModelCard) -> Profile:
+        """Shapes that an engine for this card accepts: its patch, tuned for its batch."""
+        batch = card.inference.batch
+        if self.static:
+            return Profile(card.patch, batch, batch, batch)
+        return Profile(card.patch, 1, min(batch, self.max_batch), self.max_batch)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,27 @@ class Engine:
     @property
     def title(self) -> str:
         """For people: file and input layout."""
-        return f"{self.source.file}, {self.record.key.input_layout} input"
+        return _title(self.source, self.record.key.input_layout)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A combination of graph and layout that could not be built, or could not be run.
+
+    Attributes:
+        source: what it would have been built from.
+        input_layout: of its input.
+        reason: what was found and what was expected.
+    """
+
+    source: EngineSource
+    input_layout: InputLayout
+    reason: str
+
+    @property
+    def title(self) -> str:
+        """For people: file and input layout."""
+        return _title(self.source, self.input_layout)
 
 
 @dataclass
@@ -100,13 +129,17 @@ class Trials:
 
     Attributes:
         engines: the fastest first.
-        failures: one sentence per combination that could not be built or run.
+        failures: what could not be built or run.
         timing_cache: of the builder, for the next build.
     """
 
     engines: list[Engine] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     timing_cache: bytes | None = None
+
+
+def _title(source: EngineSource, layout: InputLayout) -> str:
+    return f"{source.file}, {layout} input"
 
 
 def layouts(precision: EnginePrecision) -> tuple[InputLayout, ...]:
@@ -121,6 +154,7 @@ def try_engines(
     options: EngineOptions,
     timing_cache: bytes | None = None,
     progress: BuildProgress | None = None,
+    told: Callable[[str], None] = lambda line: None,
 ) -> Trials:
     """Build and time an engine of every graph in every layout.
 
@@ -134,10 +168,10 @@ def try_engines(
         options: of the builder.
         timing_cache: of an earlier build.
         progress: is told of the builder's phases.
+        told: called with a line before each build and after it.
     """
     trials = Trials(timing_cache=timing_cache)
-    opt = min(card.inference.batch, options.max_batch)
-    profile = Profile(card.patch, 1, opt, options.max_batch)
+    profile = options.profile(card)
     for source in sources:
         for layout in layouts(source.precision):
             wanted = BuildOptions(
@@ -152,6 +186,7 @@ def try_engines(
                 profile,
                 layout,
             )
+            told(f"building an engine: {_title(source, layout)}")
             try:
                 built = build_engine(source.data, device.library, wanted, progress, source.file)
                 record = built.record(key, wanted, source=source.file, up_branch=source.up_branch)
@@ -159,8 +194,12 @@ def try_engines(
                 with closing(open_engine(built.plan, card, info, key, device.library)) as backend:
                     seconds = window_seconds(backend)
             except BratsError as error:
-                trials.failures.append(f"{source.file}, {layout} input: {error}")
+                trials.failures.append(
+                    Failure(source, layout, f"found {error.found}, expected {error.expected}")
+                )
+                told("unusable")
                 continue
+            told(f"{1e3 * seconds:.3g} ms a window")
             trials.timing_cache = built.timing_cache or trials.timing_cache
             trials.engines.append(Engine(source, record, built.plan, seconds, built.warnings))
     trials.engines.sort(key=lambda engine: engine.window_seconds)

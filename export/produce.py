@@ -1,6 +1,6 @@
 """From a checkpoint, or from a model directory that was exported elsewhere, to what is released."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from export.parity import Candidate, CaseList, Gate, Reference, certify, with_en
 from export.precision import Reduced
 from export.up_branch import UpBranch
 from runtime.engine import ENGINES
-from runtime.errors import InputError
+from runtime.errors import BratsError, InputError
 from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_FP32, ModelDir, sha256_of
 
@@ -41,8 +41,17 @@ class Parity:
     told: Told
 
     def certify(self, candidates: Iterable[Candidate]) -> dict[str, Any]:
-        """The certificate of some candidates."""
-        return certify(self.reference, tuple(candidates), self.cases, self.gate, self.source)
+        """The certificate of some candidates, which names what they were compared with."""
+        found = certify(self.reference, tuple(candidates), self.cases, self.gate, self.source)
+        info = self.reference.info
+        found["reference"] = {
+            "backend": info.name,
+            "device": info.device,
+            "arithmetic": info.precision,
+        }
+        if info.artefact:
+            found["reference"] |= {"file": info.artefact, "sha256": info.sha256}
+        return found
 
 
 @dataclass
@@ -55,6 +64,8 @@ class Product:
         certificate: content of parity.json.
         sources: graphs that engines can be built from.
         notes: what a person should know.
+        undecided_before: whether the model was released, by wish, although its certificate could
+            not decide.
     """
 
     card: ModelCard
@@ -62,6 +73,21 @@ class Product:
     certificate: dict[str, Any]
     sources: list[EngineSource] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    undecided_before: bool = False
+
+    def cover(self, entry: Mapping[str, Any]) -> None:
+        """Add an entry to the certificate, whose verdict is that of all its entries."""
+        self.certificate = with_entry(self.certificate, entry)
+
+    def forget(self, names: Collection[str]) -> None:
+        """Drop files, and what the certificate says of them: it judges what is released."""
+        for name in names:
+            self.files.pop(name, None)
+        entries = self.certificate["artefacts"]
+        self.certificate = {**self.certificate, "artefacts": []}
+        for entry in entries:
+            if entry["file"] not in names:
+                self.cover(entry)
 
 
 @dataclass(frozen=True)
@@ -90,18 +116,29 @@ def from_network(built: Built, card: ModelCard, parity: Parity, wanted: Reductio
         wanted: precisions.
 
     Returns:
-        A product whose certificate may have failed: `release` decides.
+        A product whose certificate may have failed: `release` decides. Forms of a graph other than
+        "k4", which only engines are built from, are left out where they fail, with a note.
     """
-    parity.told("parity of model.onnx")
+    parity.told(f"parity of {ONNX_FP32}")
     candidates = list(built.candidates)
-    if wanted.on_gpu is not None:
-        candidates.append(_on_gpu(built.data["k4"], ONNX_FP32, "fp32", wanted.on_gpu))
-    certificate = parity.certify(candidates)
+    product = Product(card, {}, parity.certify(candidates))
     _close(candidates)
-    product = Product(card, {}, certificate)
     for form, data in built.data.items():
-        product.files[file_of("fp32", form)] = data
-        product.sources.append(EngineSource(file_of("fp32", form), data, "fp32", form))
+        file = file_of("fp32", form)
+        failed = [
+            entry
+            for entry in product.certificate["artefacts"]
+            if entry["file"] == file and entry["verdict"] == "fail"
+        ]
+        if failed and form != "k4":
+            product.notes.append(_left_out(file, failed[0]))
+            product.forget([file])
+            continue
+        product.files[file] = data
+        product.sources.append(EngineSource(file, data, "fp32", form))
+    _certify_on_gpu(
+        product, EngineSource(ONNX_FP32, built.data["k4"], "fp32", "k4"), parity, wanted
+    )
     for kind in wanted.kinds:
         for form, graph in built.graphs.items():
             _reduce(product, graph, kind, form, parity, wanted)
@@ -125,15 +162,51 @@ def _reduce(
         Reduction(file, kind, wanted.strict, form),
         lambda line: parity.told(f"{file}: {line}"),
     )
-    product.certificate = with_entry(product.certificate, reduced.entry)
+    failed = reduced.entry["verdict"] == "fail"
+    if failed and form != "k4":
+        product.notes.append(_left_out(file, reduced.entry))
+        return
+    product.cover(reduced.entry)
     product.files[file] = reduced.data
-    product.sources.append(EngineSource(file, reduced.data, kind, form))
-    if wanted.on_gpu is not None and form == "k4" and reduced.entry["verdict"] != "fail":
-        parity.told(f"{file}: on the GPU")
-        candidate = _on_gpu(reduced.data, file, kind, wanted.on_gpu)
-        found = parity.certify([candidate])
-        _close([candidate])
-        product.certificate = with_entry(product.certificate, found["artefacts"][0])
+    if failed:
+        return
+    source = EngineSource(file, reduced.data, kind, form)
+    product.sources.append(source)
+    if form == "k4":
+        _certify_on_gpu(product, source, parity, wanted)
+
+
+def _certify_on_gpu(
+    product: Product, source: EngineSource, parity: Parity, wanted: Reductions
+) -> None:
+    """Certify a graph on ONNX Runtime on the GPU too, where that runs it: engines need only
+    TensorRT.
+    """
+    if wanted.on_gpu is None:
+        return
+    parity.told(f"parity of {source.file} on the GPU")
+    try:
+        backend = wanted.on_gpu(source.data, source.file, source.precision)
+    except BratsError as error:
+        product.notes.append(
+            f"{source.file}: not certified with ONNX Runtime on the GPU: {error.found}"
+        )
+        return
+    candidate = Candidate(
+        source.file,
+        sha256_of(source.data),
+        backend,
+        f"{source.precision} by cuDNN",
+        reduced=source.precision != "fp32",
+        up_branch=source.up_branch,
+    )
+    (entry,) = parity.certify([candidate])["artefacts"]
+    _close([candidate])
+    product.cover(entry)
+
+
+def _left_out(file: str, entry: Mapping[str, Any]) -> str:
+    return f"{file}: left out, as it fails the parity gate: {entry['reasons'][0]}"
 
 
 def from_model(model: ModelDir) -> Product:
@@ -160,18 +233,8 @@ def from_model(model: ModelDir) -> Product:
         for form in get_args(UpBranch)
         if file_of(precision, form) in files and model.verdict(file_of(precision, form)) != "fail"
     ]
-    return Product(model.card, files, dict(model.certificate), sources)
-
-
-def _on_gpu(data: bytes, file: str, precision: str, open_on_gpu: Any) -> Candidate:
-    return Candidate(
-        file,
-        sha256_of(data),
-        open_on_gpu(data, file, precision),
-        f"{precision} by cuDNN",
-        reduced=precision != "fp32",
-        up_branch="k4",
-    )
+    undecided = model.certificate.get("allow_inconclusive") is True
+    return Product(model.card, files, dict(model.certificate), sources, undecided_before=undecided)
 
 
 def _close(candidates: Iterable[Candidate]) -> None:

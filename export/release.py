@@ -48,7 +48,7 @@ def release(
     Args:
         out: the model directory.
         card: the contract, also in the metadata of every ONNX file.
-        files: name to bytes of the ONNX files.
+        files: name to bytes of the ONNX models, engines and engine records.
         certificate: content of parity.json, from `parity.certify`.
         allow_inconclusive: release although the cases could not decide; recorded in the
             certificate.
@@ -80,16 +80,33 @@ def release(
 def _refused(verdict: str, certificate: Mapping[str, Any], rejected: Path) -> ParityError:
     entry = next(item for item in certificate["artefacts"] if item["verdict"] == verdict)
     more = len(entry["reasons"]) - 1
-    found = f"{entry['file']} on {entry['backend']}: {entry['reasons'][0]}"
+    found = f"{_words(entry)}: {entry['reasons'][0]}"
     if more:
         found += f" (and {more} more)"
     if verdict == "fail":
-        remedy = "nothing was released; see the certificate and export again without --fp16"
-        if "fp16" not in entry["file"]:
-            remedy = "nothing was released; see the certificate and check the checkpoint"
+        remedy = f"nothing was released; see the certificate and {_remedy(entry)}"
     else:
         remedy = (
             "give labelled cases that show every region with --data, or release it unproven with "
             "--allow-inconclusive"
         )
     return ParityError(rejected, found=found, expected="a passed parity gate", remedy=remedy)
+
+
+def _words(entry: Mapping[str, Any]) -> str:
+    """An artefact and what ran it; an engine by its graph, since nothing keeps its plan."""
+    if "built_from" in entry:
+        return f"the fastest engine of {entry['built_from']}"
+    return f"{entry['file']} on {entry['backend']}"
+
+
+def _remedy(entry: Mapping[str, Any]) -> str:
+    if "built_from" in entry:
+        return "run the ONNX models on this GPU with --backend ort"
+    # A search that found nothing says why it gave up; without one, none was allowed.
+    if "kept" in entry and "gave_up" not in entry["kept"]:
+        return "export again without --strict-fp16"
+    for kind in ("fp16", "bf16"):
+        if f".{kind}." in entry["file"]:
+            return f"export again without --{kind}"
+    return "check the checkpoint"

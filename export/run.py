@@ -3,20 +3,20 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 
 from export.build import build
 from export.cases import parity_cases
-from export.cli import ExportArgs
-from export.engine_choice import add_engines
+from export.cli import ExportArgs, check_adding
+from export.engine_choice import EngineChoice, add_engines, drop_unused_forms
 from export.engine_view import EngineView
 from export.engines import EngineDevice, EngineOptions
+from export.export_view import say, show_product
 from export.parity import CaseList, Gate, Reference
 from export.precision import Reduced
 from export.produce import Parity, Product, Reductions, from_model, from_network
@@ -27,7 +27,7 @@ from runtime.backends import Backend, BackendInfo
 from runtime.backends.driver import cuda_devices, gpu
 from runtime.backends.ort import OrtBackend
 from runtime.backends.tensorrt_library import load_tensorrt
-from runtime.errors import BackendUnavailableError, BratsError, UsageError
+from runtime.errors import BackendUnavailableError, BratsError, OutputError
 from runtime.model_card import ModelCard
 from runtime.model_dir import MANIFEST, ONNX_FP32, ModelDir
 from train.backend import TorchBackend
@@ -37,37 +37,49 @@ from train.checkpoint import load_model, newest_run
 def export(options: ExportArgs, console: Console) -> None:
     """Write a model directory, or add engines to one.
 
+    What "engines are required" means: of every graph, one that passes. Where none can be built the
+    backend is unavailable; where one is built and fails, it is the parity gate that has failed.
+    Engines are what a model directory is named for, so that there one of them is required anyway.
+
     Raises:
         BratsError: of every kind; nothing is released then.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
     given = options.checkpoint
-    into_model = given is not None and (given / MANIFEST).is_file()
+    model = None
+    if given is not None and (given / MANIFEST).is_file():
+        check_adding(options)
+        model = ModelDir.open(given)
     # A link stays a link: what it points to is replaced.
-    out = Path(
-        os.path.realpath(options.output or (given if into_model and given else Path("model")))
-    )
+    out = Path(os.path.realpath(options.output or (model.path if model else Path("model"))))
     check_target(out)
-    device = _engine_device(options, console)
+    device = _engine_device(options, model is not None, console)
     with console.status("starting") as status:
         told = _teller(status, console)
-        if into_model and given is not None:
-            if device is None:
-                raise _no_engines(options)
-            model = ModelDir.open(given)
+        if model is not None:
             product = from_model(model)
             parity = _parity(options, _fp32_of(model, options.threads), told)
         else:
             product, parity = _from_checkpoint(options, device, told, console)
-        if device is not None:
-            _add_engines(product, device, options, parity, status, console)
-    console.print(table(product.certificate))
-    for note in product.notes:
-        console.print(note, style="yellow", markup=False)
-    release(out, product.card, product.files, product.certificate, options.allow_inconclusive)
-    shown = options.output or out.name
-    console.print(f"model directory {shown}: {', '.join(sorted(product.files))}", markup=False)
+    choice, refusal = None, None
+    # A product that fails the gate is not released, whatever its engines do.
+    if device is not None and product.certificate["verdict"] != "fail":
+        choice = _add_engines(product, device, options, parity, console)
+        refusal = _required(product, choice, options, adding=model is not None)
+    show_product(product, parity.reference.info.name, console)
+    if refusal is not None:
+        raise refusal
+    allowed = options.allow_inconclusive
+    if product.undecided_before and choice is not None and not choice.undecided:
+        allowed = True
+    release(out, product.card, product.files, product.certificate, allowed)
+    plans = sum(name.endswith(".plan") for name in product.files)
+    named = [name for name in sorted(product.files) if name.endswith(".onnx")]
+    if plans:
+        named.append(f"{plans} engine{'s' if plans > 1 else ''}")
+    shown = options.output or (model.path if model else out.name)
+    say(console, f"model directory {shown}: {', '.join(named)}")
 
 
 def _from_checkpoint(
@@ -78,7 +90,7 @@ def _from_checkpoint(
         checkpoint = newest_run(options.runs) / "checkpoints" / "best.pt"
     elif checkpoint.is_dir():
         checkpoint = checkpoint / "checkpoints" / "best.pt"
-    console.print(f"checkpoint {checkpoint}", markup=False)
+    say(console, f"checkpoint {checkpoint}")
     network, card = load_model(checkpoint)
     if options.name:
         card = replace(card, name=options.name)
@@ -87,12 +99,13 @@ def _from_checkpoint(
         forms = ("k4", "unfused", "interleave")
     told("tracing and rewriting the graph")
     built = build(network, card, forms, options.threads)
-    console.print(
+    say(
+        console,
         f"graph: {built.report.folded} batch norms folded, {built.report.composed} up branches "
-        "composed into one transposed convolution each"
+        "composed into one transposed convolution each",
     )
     for note in built.report.left_alone:
-        console.print(f"left alone: {note}", markup=False)
+        say(console, f"left alone: {note}")
     kinds: list[Reduced] = []
     if options.fp16:
         kinds.append("fp16")
@@ -142,41 +155,46 @@ def _on_gpu(card: ModelCard, device: EngineDevice) -> Callable[[bytes, str, str]
     return open_on_gpu
 
 
-def _engine_device(options: ExportArgs, console: Console) -> EngineDevice | None:
+def _engine_device(options: ExportArgs, needed: bool, console: Console) -> EngineDevice | None:
     """The GPU and the TensorRT that engines are built with; None where none are to be built.
 
     Raises:
-        BackendUnavailableError: engines are required, and cannot be built here.
+        BackendUnavailableError: engines are required, and cannot be built here; or the device that
+            was named is not there.
     """
+    # The driver first: TensorRT without one can crash the process.
+    devices = cuda_devices()
+    if options.device and options.device >= devices:
+        raise BackendUnavailableError(
+            "--device",
+            found=f"{devices} CUDA devices",
+            expected=f"cuda:{options.device}",
+            remedy="check nvidia-smi, or drop --device",
+        )
     if options.engines == "no":
         return None
     try:
-        # The driver first: TensorRT without one can crash the process.
-        if not cuda_devices():
-            raise _no_engines(options)
+        if not devices:
+            raise BackendUnavailableError(
+                "--engines",
+                found="no CUDA device here",
+                expected="the GPU that the engines are for",
+                remedy="run brats-export with the model directory on the machine with that GPU",
+            )
+        if find_spec("cupy") is None:
+            raise BackendUnavailableError(
+                "--engines",
+                found="cupy is not installed",
+                expected="its package, which runs the engines that are to be certified",
+                remedy="install brats-deploy[gpu]",
+            )
         return EngineDevice(load_tensorrt(), options.device, gpu(options.device))
     except BackendUnavailableError as error:
-        if options.engines == "require":
+        if needed or options.engines == "require":
             raise
         if options.fp16 or options.bf16:
-            console.print(f"no TensorRT engines: {error.found}", markup=False)
+            say(console, f"no TensorRT engines: {error.found}")
         return None
-
-
-def _no_engines(options: ExportArgs) -> BratsError:
-    if options.engines == "no":
-        return UsageError(
-            "--engines",
-            found="no, for a model directory",
-            expected="a checkpoint, or engines to be built",
-            remedy="drop --engines",
-        )
-    return BackendUnavailableError(
-        "--engines",
-        found="no CUDA device here",
-        expected="the GPU that the engines are for",
-        remedy="run brats-export with the model directory on the machine with that GPU",
-    )
 
 
 def _add_engines(
@@ -184,29 +202,60 @@ def _add_engines(
     device: EngineDevice,
     options: ExportArgs,
     parity: Parity,
-    status: Status,
     console: Console,
-) -> None:
+) -> EngineChoice:
     cache = TimingCacheFile(options.timing_cache or _default_cache(), device.library, device.gpu)
     timings, problem = cache.load()
     if problem:
-        console.print(problem, style="yellow", markup=False)
+        say(console, problem, "yellow")
     engine_options = EngineOptions(
-        options.engine_batch, options.engine_level, int(options.workspace_gib * 2**30)
+        options.engine_batch,
+        options.engine_static,
+        options.engine_level,
+        int(options.workspace_gib * 2**30),
     )
-    # Two live displays cannot share a terminal.
-    status.stop()
+    if options.up_branch == "k4":
+        product.sources = [source for source in product.sources if source.up_branch == "k4"]
+    say(console, f"engines for {device.gpu.name} by {device.library}")
+    # Lines rather than a status: every build and its time are worth reading again.
+    told = replace(parity, told=lambda line: say(console, f"  {line}"))
     with EngineView(console) as view:
-        renewed = add_engines(product, device, engine_options, parity, timings, view)
-    if renewed is not None and renewed != timings:
-        cache.save(renewed)
-    if options.engines == "require" and not any(name.endswith(".plan") for name in product.files):
-        raise BackendUnavailableError(
-            "--engines",
-            found=f"no engine that could be built and passes ({'; '.join(product.notes[:2])})",
-            expected="one",
-            remedy="drop --engines require to release the ONNX files alone",
-        )
+        choice = add_engines(product, device, engine_options, told, timings, view)
+    if options.up_branch != "all":
+        drop_unused_forms(product)
+    if choice.timing_cache is not None and choice.timing_cache != timings:
+        try:
+            cache.save(choice.timing_cache)
+        except OutputError as error:
+            # The next build takes longer; that is no reason to lose this one.
+            say(console, f"the timing cache was not kept: {error}", "yellow")
+    return choice
+
+
+def _required(
+    product: Product, choice: EngineChoice, options: ExportArgs, *, adding: bool
+) -> BratsError | None:
+    """Let the release fail where engines are required and there are none: with the certificate of
+    one that fails the gate, or with the error that is returned where none could be built.
+    """
+    wanted = {source.precision for source in product.sources}
+    missing = sorted(wanted - set(choice.chosen))
+    if not missing or (options.engines != "require" and not (adding and not choice.chosen)):
+        return None
+    for precision in missing:
+        if precision in choice.rejected:
+            product.cover(choice.rejected[precision])
+            return None
+    reasons = [failure.reason for failure in choice.failures]
+    return BackendUnavailableError(
+        "--engines",
+        found=f"no {' and no '.join(missing)} engine that could be built"
+        + (f" ({reasons[0]})" if reasons else ""),
+        expected="one that passes the parity gate",
+        remedy="use --backend ort, which runs the ONNX models on this GPU"
+        if adding
+        else "drop --engines require to release the ONNX models alone",
+    )
 
 
 def _default_cache() -> Path:
@@ -218,30 +267,6 @@ def _teller(status: Status, console: Console) -> Callable[[str], None]:
     def told(line: str) -> None:
         status.update(line)
         if not console.is_terminal:
-            console.print(line, markup=False)
+            say(console, line)
 
     return told
-
-
-def table(certificate: dict[str, Any]) -> Table:
-    """The certificate for people: one row per artefact and what ran it."""
-    shown = Table(title="Parity with fp32 PyTorch", title_justify="left")
-    for name in ("artefact", "backend", "arithmetic", "least Dice", "changed labels", "verdict"):
-        shown.add_column(name)
-    for entry in certificate["artefacts"]:
-        records = [case for case in entry["cases"] if not case["non_finite"]]
-        kept = entry.get("kept", {}).get("kept_fp32", [])
-        arithmetic = str(entry["arithmetic"])
-        if kept:
-            arithmetic += f", {len(kept)} layers in fp32"
-        shown.add_row(
-            entry["file"],
-            entry["backend"],
-            arithmetic,
-            f"{min(min(record['dice_to_fp32'].values()) for record in records):.5f}"
-            if records
-            else "not finite",
-            f"{max(record['changed_labels'] for record in records):.1e}" if records else "",
-            entry["verdict"],
-        )
-    return shown
