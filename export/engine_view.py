@@ -53,6 +53,8 @@ class EngineView:
     def started(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase begins."""
         with self._lock:
+            if phase in self._open:
+                self._progress.remove_task(self._open.pop(phase)[0])
             depth = 0
             if parent is not None and parent in self._open:
                 depth = self._open[parent][1] + 1

@@ -199,11 +199,17 @@ def certify(
         "schema": PARITY_SCHEMA,
         "verdict": _worst(entries),
         "gate": asdict(gate),
-        "reference": {"backend": "torch", "device": reference.info.device, "arithmetic": "fp32"},
+        "reference": _identified(reference.info),
         "source": source,
         "cases": used,
         "artefacts": entries,
     }
+
+
+def _identified(info: BackendInfo) -> dict[str, str]:
+    """What artefacts were compared with."""
+    found = {"backend": info.name, "device": info.device, "arithmetic": info.precision}
+    return found | ({"file": info.artefact, "sha256": info.sha256} if info.artefact else {})
 
 
 def with_entry(certificate: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
