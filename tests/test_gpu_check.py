@@ -94,6 +94,16 @@ def test_a_section_that_fails_is_told_and_the_others_run(
     assert found["environment"]["gpu"]["name"] == "Fake H100"
 
 
+def test_the_contract_section_names_every_file_with_a_test_for_a_gpu() -> None:
+    tests = Path(__file__).parent
+    marked = {
+        f"tests/{path.name}"
+        for path in tests.glob("test_*.py")
+        if "pytest.mark.gpu" in path.read_text() and path.name != Path(__file__).name
+    }
+    assert marked == set(gpu_check.GPU_TESTS)
+
+
 def test_ratios_are_peer_over_ours() -> None:
     report = {
         "peers": {"monai_full_ms": 60.0, "amp_patient_ms": 15.0, "monai_disk_to_disk_ms": 600.0},
