@@ -52,6 +52,8 @@ class BuildOptions:
         compute_capability: TensorRT-RTX only: build for "8.9" and the like with or without a GPU,
             or for the "current" one. None leaves it to the library: TensorRT builds for the current
             device, TensorRT-RTX for any of compute capability 8.0 and later that it supports.
+        device: index of the CUDA device that is to be current while it builds; None leaves it to
+            CUDA, whose choice for a new thread is device 0.
 
     Raises:
         ValueError: a level outside 0..5 or no workspace.
@@ -63,6 +65,7 @@ class BuildOptions:
     input_layout: InputLayout = "linear"
     timing_cache: bytes | None = None
     compute_capability: str | None = None
+    device: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.level <= 5:
@@ -169,6 +172,11 @@ class _Build:
         self, model: bytes, progress: BuildProgress | None
     ) -> tuple[bytes, bytes | None, tuple[str, ...]]:
         logger = collecting_logger(self._library, self._messages)
+        if self._options.device is not None:
+            # Here and not before: which device is current is a property of the thread.
+            from runtime.ops.cupy import make_current
+
+            make_current(self._options.device)
         try:
             builder = self._trt.Builder(logger)
         except TypeError as error:  # pybind11's word for a null pointer
@@ -206,6 +214,10 @@ class _Build:
         config.builder_optimization_level = options.level
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
         config.clear_flag(trt.BuilderFlag.TF32)
+        # What allocates while it runs cannot be captured as a CUDA graph. TensorRT 10 has no such
+        # flag and needs none.
+        if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         image = network.get_input(0)
         for tensor, layout in (
             (image, "LINEAR" if options.input_layout == "linear" else "DHWC8"),

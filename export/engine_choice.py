@@ -14,6 +14,7 @@ from export.engines import (
     Engine,
     EngineDevice,
     EngineOptions,
+    EngineSource,
     Failure,
     info_of,
     open_engine,
@@ -94,31 +95,47 @@ def add_engines(
     choice = EngineChoice(timing_cache)
     winner: UpBranch | None = None
     for precision in _ORDER:
-        sources = [source for source in product.sources if source.precision == precision]
-        if precision == "fp32" and winner is not None:
-            sources = [source for source in sources if source.up_branch == winner] or sources[:1]
-        if not sources:
-            continue
-        tried = try_engines(
-            sources, product.card, device, options, choice.timing_cache, progress, parity.told
-        )
-        choice.timing_cache = tried.timing_cache
-        choice.failures += tried.failures
-        for engine in tried.engines:
-            entry: dict[str, Any] | None = None
-            if precision not in choice.chosen:
-                entry = _certified(product, engine, device, parity)
-                if entry["verdict"] == "fail":
-                    choice.rejected.setdefault(precision, entry)
-                    product.notes.append(f"{engine.title}: not used: {entry['reasons'][0]}")
-                else:
-                    winner = winner or engine.source.up_branch
-                    choice.chosen[precision] = entry
-                    choice.rejected.pop(precision, None)
-                    _add(product, engine, entry)
-            choice.tried.append(_summary(engine, entry))
+        for sources in _rounds(product, precision, winner):
+            if precision in choice.chosen:
+                break
+            tried = try_engines(
+                sources, product.card, device, options, choice.timing_cache, progress, parity.told
+            )
+            choice.timing_cache = tried.timing_cache
+            choice.failures += tried.failures
+            for engine in tried.engines:
+                entry = None
+                if precision not in choice.chosen:
+                    entry = _certified(product, engine, device, parity)
+                    _judge(product, choice, engine, entry)
+                    if entry["verdict"] != "fail":
+                        winner = winner or engine.source.up_branch
+                choice.tried.append(_summary(engine, entry))
     product.certificate = {**product.certificate, "engines": choice.record(device)}
     return choice
+
+
+def _rounds(
+    product: Product, precision: EnginePrecision, winner: UpBranch | None
+) -> list[list[EngineSource]]:
+    """Graphs to try together, and what to try only where none of them will do."""
+    sources = [source for source in product.sources if source.precision == precision]
+    first = [source for source in sources if source.up_branch == winner]
+    if precision != "fp32" or not first:
+        return [sources] if sources else []
+    rest = [source for source in sources if source.up_branch != winner]
+    return [first, rest] if rest else [first]
+
+
+def _judge(product: Product, choice: EngineChoice, engine: Engine, entry: dict[str, Any]) -> None:
+    precision = engine.source.precision
+    if entry["verdict"] == "fail":
+        choice.rejected.setdefault(precision, entry)
+        product.notes.append(f"{engine.title}: not used: {entry['reasons'][0]}")
+        return
+    choice.chosen[precision] = entry
+    choice.rejected.pop(precision, None)
+    _add(product, engine, entry)
 
 
 def drop_unused_forms(product: Product) -> None:

@@ -175,7 +175,12 @@ def try_engines(
     for source in sources:
         for layout in layouts(source.precision):
             wanted = BuildOptions(
-                profile, options.workspace_bytes, options.level, layout, trials.timing_cache
+                profile,
+                options.workspace_bytes,
+                options.level,
+                layout,
+                trials.timing_cache,
+                device=device.index,
             )
             key = EngineKey(
                 sha256_of(source.data),

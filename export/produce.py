@@ -70,6 +70,15 @@ class Product:
         """Add an entry to the certificate, whose verdict is that of all its entries."""
         self.certificate = with_entry(self.certificate, entry)
 
+    def refuse(self, entry: Mapping[str, Any]) -> None:
+        """Record that one backend must not run a file that others may."""
+        refused = [*self.certificate.get("refused", ()), dict(entry)]
+        self.certificate = {**self.certificate, "refused": refused}
+        self.notes.append(
+            f"{entry['file']}: not to be run by {entry['backend']} on {entry['device']}: "
+            f"{entry['reasons'][0]}"
+        )
+
     def forget(self, names: Collection[str]) -> None:
         """Drop files, and what the certificate says of them: it judges what is released."""
         for name in names:
@@ -170,8 +179,10 @@ def _reduce(
 def _certify_on_gpu(
     product: Product, source: EngineSource, parity: Parity, wanted: Reductions
 ) -> None:
-    """Certify a graph on ONNX Runtime on the GPU too, where that runs it: engines need only
-    TensorRT.
+    """Certify a graph on ONNX Runtime on the GPU too, where that runs it.
+
+    Engines need only TensorRT, and a CPU neither: a graph that fails here is released all the same
+    and recorded as refused, so that ONNX Runtime does not run it on a GPU.
     """
     if wanted.on_gpu is None:
         return
@@ -193,7 +204,10 @@ def _certify_on_gpu(
     )
     (entry,) = parity.certify([candidate])["artefacts"]
     _close([candidate])
-    product.cover(entry)
+    if entry["verdict"] == "fail":
+        product.refuse(entry)
+    else:
+        product.cover(entry)
 
 
 def _left_out(file: str, entry: Mapping[str, Any]) -> str:

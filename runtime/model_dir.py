@@ -74,9 +74,10 @@ class ModelDir:
             _verified(path, CARD, hashes).decode("utf-8", "replace"), path / CARD
         )
         certificate = _object(path / PARITY, _verified(path, PARITY, hashes))
-        artefacts = certificate.get("artefacts", [])
-        if not isinstance(artefacts, list) or not all(isinstance(one, dict) for one in artefacts):
-            raise _unusable(path / PARITY, "artefacts that are not a list of objects")
+        for part in ("artefacts", "refused"):
+            listed = certificate.get(part, [])
+            if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+                raise _unusable(path / PARITY, f"{part} that are not a list of objects")
         return cls(path, card, hashes, certificate)
 
     def read(self, name: str) -> bytes:
@@ -105,6 +106,17 @@ class ModelDir:
         ]
         worst_first: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
         return next((verdict for verdict in worst_first if verdict in found), "none")
+
+    def refused(self, name: str, backend: str) -> bool:
+        """Whether the certificate says that these very bytes failed on a backend of a GPU, though
+        others may run them.
+        """
+        return any(
+            entry.get("file") == name
+            and entry.get("sha256") == self.hashes.get(name)
+            and entry.get("backend") == backend
+            for entry in self.certificate.get("refused", ())
+        )
 
 
 def foreign_files(directory: Path) -> list[str]:

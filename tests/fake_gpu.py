@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from export.build import GRAPHS
 from export.engine import BuildOptions, BuiltEngine
 from export.engine_graph import fix_input
 from runtime.backends.driver import Gpu
-from runtime.backends.tensorrt_library import TensorRt
+from runtime.backends.tensorrt_library import Flavour, TensorRt
 from runtime.engine import (
     ENGINES,
     EngineKey,
@@ -111,6 +111,7 @@ class FakeGpu:
         providers: options that the CUDA provider was given.
         batches: number of windows of every run of a network.
         asked: "driver" and "tensorrt", in the order in which they were asked for.
+        configs: with which TensorRT-RTX made its execution contexts.
     """
 
     cuda: FakeCuda
@@ -119,6 +120,7 @@ class FakeGpu:
     providers: list[dict[str, Any]] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    configs: "list[RuntimeConfig]" = field(default_factory=list)
     _seen: Any = None
 
     def infer(self, session: Any, inputs: npt.NDArray[Any], reduced: bool) -> Any:
@@ -189,17 +191,43 @@ class Engine:
         (tensor,) = (one for one in self.tensors if one.name == name)
         return DataType.HALF if tensor.type == "tensor(float16)" else DataType.FLOAT
 
-    def create_execution_context(self, strategy: str) -> "Context | None":
+    def create_runtime_config(self) -> "RuntimeConfig":
+        return RuntimeConfig()
+
+    def create_execution_context(self, strategy: "str | RuntimeConfig") -> "Context | None":
         if not self.machine.faults.contexts:
             self.logger.log(ILogger.ERROR, "Error Code 2: OutOfMemory (no memory for a context)")
             return None
         assert self.machine.cuda.device == self.device, "another device is current"
         self.machine.contexts += 1
+        if isinstance(strategy, RuntimeConfig):
+            self.machine.configs.append(strategy)
+            return RtxContext(self, strategy.allocation)
         return Context(self, strategy)
+
+
+class RuntimeConfig:
+    """TensorRT-RTX's; what is not set is what the library itself would choose."""
+
+    def __init__(self) -> None:
+        self.allocation = ExecutionContextAllocationStrategy.STATIC
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
+        self.cache: object = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.allocation = strategy
+
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, cache: object) -> bool:
+        self.cache = cache
+        return True
 
 
 class Context:
     def __init__(self, engine: Engine, strategy: str) -> None:
+        assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED
         self.engine, self.strategy = engine, strategy
         self.shape: tuple[int, ...] = ()
         self.memory = (0, 0)
@@ -260,6 +288,11 @@ class Context:
         return work
 
 
+class RtxContext(Context):
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.engine.machine.faults.capture
+
+
 def fake_build(
     model: bytes,
     library: TensorRt,
@@ -293,9 +326,9 @@ def _reduced(model: bytes) -> bool:
     )
 
 
-def fake_tensorrt() -> TensorRt:
+def fake_tensorrt(flavour: Flavour = "tensorrt") -> TensorRt:
     """The library whose runtime executes what `fake_build` makes."""
-    module = ModuleType("tensorrt", "A fake; see tests/fake_gpu.py.")
+    module = ModuleType(flavour, "A fake; see tests/fake_gpu.py.")
     vars(module).update(
         ILogger=ILogger,
         Runtime=Runtime,
@@ -304,7 +337,10 @@ def fake_tensorrt() -> TensorRt:
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         __version__=VERSION,
     )
-    return TensorRt(module, "tensorrt", VERSION)
+    if flavour == "tensorrt_rtx":
+        strategies = SimpleNamespace(LAZY="lazy", EAGER="eager", NONE="none")
+        vars(module).update(DynamicShapesKernelSpecializationStrategy=strategies)
+    return TensorRt(module, flavour, VERSION)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from runtime.engine import EngineKey, EngineRecord, Profile
 from runtime.errors import BackendUnavailableError, ComputeError, InputError, UsageError
 from runtime.model_card import ModelCard
 from runtime.model_dir import sha256_of
+from tests import fake_cupy
 from train.unet import UNet3D
 
 ROOT = Path(__file__).parents[1]
@@ -536,6 +537,7 @@ class FakeTensorRt:
             create_builder_config=lambda: SimpleNamespace(
                 set_memory_pool_limit=lambda pool, size: self.said.update({pool: size}),
                 clear_flag=lambda flag: self.said.update({flag: False}),
+                set_flag=lambda flag: self.said.update({flag: True}),
                 add_optimization_profile=lambda profile: 0,
                 create_timing_cache=self._timing_cache,
                 set_timing_cache=self._set_timing_cache,
@@ -581,6 +583,50 @@ class FakeTensorRt:
 
 def fake(trt: FakeTensorRt) -> TensorRt:
     return TensorRt(trt, "tensorrt", "10.9.0.34")
+
+
+def test_an_engine_is_to_allocate_nothing_while_it_runs_where_that_can_be_said(
+    tiny_half: bytes,
+) -> None:
+    """Otherwise TensorRT-RTX cannot be captured as a CUDA graph; TensorRT 10 knows no such flag."""
+    trt = FakeTensorRt()
+    build_engine(tiny_half, fake(trt), BuildOptions(TINY))
+    assert "REQUIRE_USER_ALLOCATION" not in trt.said
+    trt.BuilderFlag = SimpleNamespace(
+        TF32="TF32", REQUIRE_USER_ALLOCATION="REQUIRE_USER_ALLOCATION"
+    )
+    build_engine(tiny_half, fake(trt), BuildOptions(TINY))
+    assert trt.said["REQUIRE_USER_ALLOCATION"] is True
+    assert trt.said["TF32"] is False
+
+
+def test_the_device_is_current_in_the_thread_that_builds(
+    tiny_half: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA's current device is a property of a thread, and a builder has a thread of its own."""
+    made: list[tuple[int, int]] = []
+    with fake_cupy.installed(devices=3) as cuda:
+        import runtime.ops.cupy
+
+        trt = FakeTensorRt()
+        builder = trt.Builder
+        current = threading.local()
+        monkeypatch.setattr(
+            runtime.ops.cupy, "make_current", lambda device: setattr(current, "device", device)
+        )
+
+        def recorded(logger: Any) -> Any:
+            made.append((getattr(current, "device", 0), threading.get_ident()))
+            return builder(logger)
+
+        trt.Builder = recorded  # type: ignore[method-assign]
+        for device in (None, 2):
+            build_engine(tiny_half, fake(trt), BuildOptions(TINY, device=device))
+        monkeypatch.undo()
+        runtime.ops.cupy.make_current(1)
+        assert cuda.device == 1
+    assert [device for device, _ in made] == [0, 2]
+    assert threading.get_ident() not in {thread for _, thread in made}
 
 
 @pytest.mark.parametrize(("strongly_typed", "flags"), [(1, 2), (0, 1), (None, 0)])

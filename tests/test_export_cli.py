@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from export.cli import ExportArgs, check, check_adding
+from export.engine import BuildOptions
 from export.export_view import engine_table, parity_table
 from export.parity import Gate
 from export.timing_cache import TimingCacheFile
@@ -24,7 +25,15 @@ from runtime.backends.driver import Gpu
 from runtime.engine import read_records
 from runtime.errors import BackendUnavailableError, ComputeError, UsageError
 from runtime.model_dir import ModelDir, sha256_of
-from tests.fake_gpu import GPU, EngineSpec, FakeGpu, add_engine, fake_gpu, fake_tensorrt
+from tests.fake_gpu import (
+    GPU,
+    EngineSpec,
+    FakeGpu,
+    add_engine,
+    fake_build,
+    fake_gpu,
+    fake_tensorrt,
+)
 from tests.tiny_export import (
     Builder,
     Tracer,
@@ -312,6 +321,42 @@ def test_a_cuda_provider_that_does_not_load_keeps_no_engine_from_being_built(
     assert "not certified with ONNX Runtime on the GPU: no working CUDA" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("three_cases_decide")
+def test_a_graph_that_cudnn_spoils_is_refused_there_and_stops_nothing_else(
+    checkpoints: Path, data: Path, tmp_path: Path, plan: Plan, machine: FakeGpu, capsys: Captured
+) -> None:
+    plan()
+    machine.faults.non_finite = True
+    out = tmp_path / "model"
+    args = ("--fp16", "--data", data, "--up-branch", "k4")
+    assert exported(checkpoints / "good.pt", "-o", out, *args) == 0
+    found = certificate_of(out)
+    (refused,) = found["refused"]
+    assert (refused["file"], refused["backend"], refused["verdict"]) == (HALF, "ort", "fail")
+    assert found["verdict"] == "pass"
+    assert f"{HALF}: not to be run by ort on cuda:0" in capsys.readouterr().err
+    opened = ModelDir.open(out)
+    # The fp16 engine gives the same values that are not finite; the one in fp32 is there.
+    assert [record.key.precision for record in read_records(opened)] == ["fp32"]
+    backend = open_backend(opened, BackendOptions("ort", "cuda:0"))
+    assert backend.info.precision == "fp32"
+    backend.close()
+
+
+def test_other_forms_are_tried_in_fp32_where_the_winner_cannot_be_built(
+    checkpoints: Path, data: Path, tmp_path: Path, plan: Plan
+) -> None:
+    winner = ("model.interleave.onnx", "linear")
+    builder = plan(ms={(INTERLEAVED, "linear"): 0.25}, broken=frozenset({winner}))
+    out = tmp_path / "model"
+    assert exported(checkpoints / "good.pt", "-o", out, "--fp16", "--data", data) == 0
+    tried = [source for source, _ in builder.order if not source.startswith("model.fp16")]
+    assert tried[0] == "model.interleave.onnx"
+    assert set(tried[1:]) == {"model.onnx", "model.unfused.onnx"}
+    precisions = {record.key.precision for record in read_records(ModelDir.open(out))}
+    assert precisions == {"fp16", "fp32"}
+
+
 def test_a_static_engine_takes_the_batch_of_the_card(model: Path, data: Path, plan: Plan) -> None:
     plan()
     assert exported(model, "--data", data, "--engine-static") == 0
@@ -512,8 +557,16 @@ def test_another_device_can_be_named(
     with fake_gpu(devices=2):
         asked: list[int] = []
         monkeypatch.setattr("export.run.gpu", lambda index: asked.append(index) or GPU)
+        given: list[BuildOptions] = []
+
+        def recorded(graph: bytes, library: Any, options: BuildOptions, *rest: Any) -> Any:
+            given.append(options)
+            return fake_build(graph, library, options, *rest)
+
+        monkeypatch.setattr("export.engines.build_engine", recorded)
         assert exported(model, "--data", data, "--device", "1") == 0
     assert asked == [1]
+    assert {options.device for options in given} == {1}
     entries = [one for one in certificate_of(model)["artefacts"] if one["backend"] == "trt"]
     assert {one["device"] for one in entries} == {"cuda:1"}
 

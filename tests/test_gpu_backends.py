@@ -29,7 +29,7 @@ from runtime.backends import open_spare as open_spare_backend
 from runtime.backends.driver import Gpu
 from runtime.backends.tensorrt_library import load_tensorrt
 from runtime.cli.infer import main
-from runtime.engine import EnginePrecision, EngineRecord, InputLayout, Profile
+from runtime.engine import EnginePrecision, EngineRecord, InputLayout, Profile, read_records
 from runtime.errors import (
     BackendUnavailableError,
     BratsError,
@@ -45,7 +45,17 @@ from runtime.ops.numpy import NumpyOps
 from runtime.segmenter import Segmenter, SegmentOptions
 from runtime.windows import plan_windows
 from tests.fake_cupy import CUDARuntimeError, Stream
-from tests.fake_gpu import GPU, WORKSPACE, EngineSpec, FakeGpu, add_engine, certify, fake_gpu, vouch
+from tests.fake_gpu import (
+    GPU,
+    WORKSPACE,
+    EngineSpec,
+    FakeGpu,
+    add_engine,
+    certify,
+    fake_gpu,
+    fake_tensorrt,
+    vouch,
+)
 
 MakeVolume = Callable[..., Volume]
 WriteCase = Callable[..., Path]
@@ -523,6 +533,74 @@ def test_a_driver_that_refuses_to_capture_is_no_error(
         backend.bind(WINDOW, 3)
         assert not backend.captured
         assert np.isfinite(windows_through(backend, random_windows(4))).all()
+
+
+@pytest.mark.parametrize("capture", [True, False])
+def test_tensorrt_rtx_compiles_its_kernels_before_they_are_timed_and_only_once(
+    model_of: Callable[[Kind], ModelDir], capture: bool
+) -> None:
+    """Left alone it would begin with kernels for any shape, and those would stay in the graph."""
+    kind = Kind("trt", "fp32")
+    model = model_of(kind)
+    (record,) = read_records(model)
+    windows = random_windows(5)
+    with fake_gpu() as machine:
+        with opened(model, kind.options) as plain:
+            plain.bind(WINDOW, 3)
+            expected = windows_through(plain, windows)
+            assert machine.configs == []
+        from runtime.backends.trt import TrtBackend
+        from runtime.ops.cupy import CupyOps
+
+        machine.faults.gaps, machine.faults.capture = 3, capture
+        key = replace(record.key, flavour="tensorrt_rtx")
+        info = BackendInfo("trt", "cuda:0", "fp32", key.plan, record.sha256)
+        plan, library = model.read(record.key.plan), fake_tensorrt("tensorrt_rtx")
+        backend = TrtBackend(plan, model.card, info, key, library, CupyOps())
+        for batch in (3, 2):
+            backend.bind(WINDOW, batch)
+            assert backend.captured is capture
+            np.testing.assert_array_equal(windows_through(backend, windows), expected)
+        backend.close()
+    assert [config.dynamic_shapes_kernel_specialization_strategy for config in machine.configs] == [
+        "eager",
+        "eager",
+    ]
+    assert {config.allocation for config in machine.configs} == {"user managed"}
+    caches = {id(config.cache) for config in machine.configs}
+    assert len(caches) == 1
+    assert machine.configs[0].cache is not None
+
+
+@pytest.mark.parametrize("backend", ["ort", "auto"])
+def test_a_graph_that_failed_on_a_gpu_is_not_run_there(copied: Path, backend: Any) -> None:
+    """It may serve elsewhere all the same: it passed on the CPU, or by emulation."""
+
+    def refuse(file: str) -> None:
+        found = json.loads((copied / "parity.json").read_text())
+        entry = {"file": file, "sha256": sha256_of((copied / file).read_bytes()), "backend": "ort"}
+        found["refused"] = [*found.get("refused", []), entry]
+        for one in found["artefacts"]:
+            one["verdict"] = "pass"
+        (copied / "parity.json").write_text(json.dumps(found))
+        vouch(copied)
+
+    def precision(**options: Any) -> str:
+        with opened(ModelDir.open(copied), BackendOptions(backend, **options)) as found:
+            return f"{found.info.name} {found.info.precision}"
+
+    with fake_gpu():
+        assert precision() == "ort fp32"  # inconclusive so far
+        refuse(ONNX_FP16)
+        assert precision() == "ort fp32"
+        with pytest.raises(BackendUnavailableError, match="failed its certificate") as caught:
+            precision(precision="fp16", device="cuda:0")
+        assert caught.value.exit_code == 4
+        assert precision(precision="fp16", uncertified=True) == "ort fp16"
+        refuse(ONNX_FP32)
+        if backend == "auto":
+            assert precision() == "openvino fp32"
+        assert precision(device="cpu").endswith("fp32")
 
 
 # Faults of the libraries

@@ -310,9 +310,17 @@ def _artefact(model: ModelDir, on_gpu: bool, options: BackendOptions) -> tuple[s
             remedy="drop --precision, or name a GPU with --device cuda:0",
         )
     if precision == "auto":
-        precision = "fp16" if on_gpu and model.verdict(ONNX_FP16) == "pass" else "fp32"
+        half = model.verdict(ONNX_FP16) == "pass" and not model.refused(ONNX_FP16, "ort")
+        precision = "fp16" if on_gpu and half else "fp32"
     artefact = _GRAPHS[precision]
     verdict = model.verdict(artefact)
+    if on_gpu and model.refused(artefact, "ort") and not options.uncertified:
+        raise BackendUnavailableError(
+            model.path / artefact,
+            found="a graph that failed its certificate with ONNX Runtime on a GPU",
+            expected="one that passed",
+            remedy="use --backend trt or --device cpu, or run it all the same with --uncertified",
+        )
     if artefact in model.hashes and verdict not in _VOUCHED and not options.uncertified:
         raise ParityError(
             model.path / artefact,

@@ -60,6 +60,7 @@ class TrtBackend:
         self._card, self._info, self._key, self._trt = card, info, key, library.module
         self.ops = ops
         self._context: Any = None
+        self._compiled: Any = None
         self._graph: Any = None
         self._batch = 0
         self._asked = 0
@@ -136,6 +137,7 @@ class TrtBackend:
     def close(self) -> None:
         self._release()
         # In this order: a runtime must outlive its engines.
+        self._compiled = None
         self._engine = None
         self._runtime = None
         self.ops.close()
@@ -167,7 +169,8 @@ class TrtBackend:
 
     def _load(self, plan: bytes, library: TensorRt) -> None:
         try:
-            self._runtime = self._trt.Runtime(self._logger)
+            with self.ops.here():
+                self._runtime = self._trt.Runtime(self._logger)
         except TypeError as error:  # pybind11's word for a null pointer
             raise BackendUnavailableError(
                 str(library),
@@ -193,9 +196,8 @@ class TrtBackend:
 
     def _allocate(self, window: Shape3, batch: int) -> None:
         channels = len(self._card.modalities)
-        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         with self.ops.here():
-            context = self._engine.create_execution_context(strategy)
+            context = self._new_context()
         if context is None:
             raise self._failed("an execution context refused")
         if not context.set_input_shape(self._input, (batch, channels, *window)):
@@ -216,6 +218,23 @@ class TrtBackend:
         # Only now: what is released with a context is waited for first.
         self._context = context
 
+    def _new_context(self) -> Any:
+        """An execution context that works in our memory; None where it is refused."""
+        ours = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self._key.flavour != "tensorrt_rtx":
+            return self._engine.create_execution_context(ours)
+        # TensorRT-RTX compiles its kernels where an engine runs. Left alone it begins with kernels
+        # for any shape and puts better ones in their place later: the former would be what is
+        # timed, and what stays in a CUDA graph.
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(ours)
+        eager = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.dynamic_shapes_kernel_specialization_strategy = eager
+        if self._compiled is None:
+            self._compiled = config.create_runtime_cache()
+        config.set_runtime_cache(self._compiled)
+        return self._engine.create_execution_context(config)
+
     def _enqueue(self) -> None:
         with self.ops.here():
             accepted = self._context.execute_async_v3(self.ops.stream.ptr)
@@ -229,6 +248,10 @@ class TrtBackend:
     def _faster_graph(self) -> Any:
         """A CUDA graph of one batch where it is faster than enqueueing; None otherwise."""
         self._enqueue()  # the first run allocates and loads, which cannot be captured
+        # TensorRT-RTX knows; TensorRT 10 is asked by trying.
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self.ops.stream.ptr):
+            return None
         graph = self.ops.capture(lambda: bool(self._context.execute_async_v3(self.ops.stream.ptr)))
         if graph is None:
             # What TensorRT said of it must not be quoted as the reason of a later failure.

@@ -312,6 +312,11 @@ class CupyOps:
             ) from error
 
 
+def make_current(device: int) -> None:
+    """Make a CUDA device the calling thread's current one, for libraries that ask for no index."""
+    cupy.cuda.Device(device).use()
+
+
 def _device_count() -> int:
     try:
         return int(cupy.cuda.runtime.getDeviceCount())
