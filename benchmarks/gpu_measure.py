@@ -1,14 +1,12 @@
 """What `gpu_check` measures of our own backends: stages, patients, memory, throughput."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
-
-import numpy as np
 
 from runtime.backends import Backend, BackendOptions, open_backend
 from runtime.case import Case
@@ -90,7 +88,7 @@ def latency(
     model: ModelDir, setting: Setting, volume: Volume, device: str, rounds: int, warm_up: int = 3
 ) -> Latency:
     """Run a case ``rounds`` times with one warm backend."""
-    before = used_mib()
+    before = used_mib(device)
     with closing(open_setting(model, setting, device)) as backend:
         overlap: float | Shape3 = model.card.inference.overlap
         segmenter = Segmenter(
@@ -108,7 +106,7 @@ def latency(
             prediction = segmenter.segment(case)
             walls.append(1e3 * (perf_counter() - began))
             runs.append(prediction)
-        memory = used_mib() - before
+        memory = used_mib(device) - before
         timings = [
             {name: 1e3 * value for name, value in asdict(run.timings).items()}
             for run in runs[warm_up:]
@@ -176,15 +174,66 @@ def patients_per_second(
     return len(jobs) / seconds
 
 
-def used_mib() -> float:
-    """Device memory that is in use on the current device, by anyone."""
+def used_mib(device: str) -> float:
+    """Device memory that is in use on ``device``, such as "cuda:1", by anyone."""
     import cupy
 
-    free, total = cupy.cuda.runtime.memGetInfo()
+    free, total = cupy.cuda.Device(device_index(device)).mem_info
     return float((total - free) / 2**20)
 
 
-def same_labels(one: Any, other: Any) -> float:
-    """Part of the voxels that either calls tumour whose label differs."""
-    tumour = int(np.count_nonzero((one != 0) | (other != 0)))
-    return float(np.count_nonzero(one != other)) / max(tumour, 1)
+def device_index(device: str) -> int:
+    """1 of "cuda:1", 0 of "cuda"."""
+    return int(device.partition(":")[2] or 0)
+
+
+Timer = Callable[[Callable[[], Any]], float]
+"""timer(step): median seconds of a step on the device."""
+
+
+def timer_of(device: Any, rounds: int = 10, warm_up: int = 3) -> Timer:
+    """A timer on the clock of a torch.device: events on a GPU, the host's clock on a CPU."""
+    import torch
+
+    def on_host(step: Callable[[], Any]) -> float:
+        began = perf_counter()
+        step()
+        return perf_counter() - began
+
+    def on_gpu(step: Callable[[], Any]) -> float:
+        with torch.cuda.device(device):
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            step()
+            last.record()
+            last.synchronize()
+        return float(first.elapsed_time(last)) / 1e3
+
+    once = on_gpu if device.type == "cuda" else on_host
+    return lambda step: median([once(step) for _ in range(warm_up + rounds)][warm_up:])
+
+
+def rates(
+    device: Any, side: int = 8192, length: int = 1 << 32, timer: Timer | None = None
+) -> dict[str, float]:
+    """What a torch.device can do at most: the ceilings that a network is compared with.
+
+    Args:
+        device: a torch.device.
+        side: of the square matrices, fp16.
+        length: bytes that are copied.
+        timer: of one step; by default the device's own.
+
+    Returns:
+        ``tflops`` of the matrix product, 1e12 operations a second, a multiply-add being two;
+        ``tbytes`` of the copy within the device, 1e12 bytes read or written a second.
+    """
+    import torch
+
+    timer = timer or timer_of(device)
+    left, right = (torch.randn(side, side, device=device).half() for _ in range(2))
+    product_s = timer(lambda: left @ right)
+    source = torch.randint(0, 255, (length,), device=device, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    copy_s = timer(lambda: target.copy_(source))
+    return {"tflops": 2 * side**3 / product_s / 1e12, "tbytes": 2 * length / copy_s / 1e12}

@@ -2,8 +2,10 @@
 windows on the same device.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -17,9 +19,11 @@ from torch import Tensor, nn
 
 from runtime.case import Case
 from runtime.model_card import ModelCard
+from runtime.nifti import load
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
 from runtime.windows import importance_map, plan_windows
+from train.checkpoint import load_model
 
 
 @dataclass(frozen=True)
@@ -166,3 +170,61 @@ def normalised(volume: Any, card: ModelCard) -> tuple[Prepared, npt.NDArray[np.f
     placement.boxed(full)[...] = np.moveaxis(placement.inner(prepared.voxels), 0, -1)
     oriented = placement.oriented(full)
     return prepared, np.ascontiguousarray(np.moveaxis(oriented, -1, 0))
+
+
+@dataclass(frozen=True)
+class PeerBench:
+    """The peers on one case.
+
+    Attributes:
+        peer: the network.
+        case: what is segmented.
+        box, full: its normalised voxels, float32 (C, X, Y, Z): the brain box and the whole volume.
+        rounds: times each is taken.
+    """
+
+    peer: Peer
+    case: Case
+    box: npt.NDArray[np.float32]
+    full: npt.NDArray[np.float32]
+    rounds: int
+
+    @classmethod
+    def of(cls, checkpoint: Path, case: Case, device: str, rounds: int) -> "PeerBench":
+        """The network of ``checkpoint`` on ``device``: fp16 on a GPU, bf16 on a CPU."""
+        network, card = load_model(checkpoint)
+        half = torch.bfloat16 if device == "cpu" else torch.float16
+        prepared, full = normalised(load(case), card)
+        return cls(Peer.of(network, card, device, half), case, prepared.voxels, full, rounds)
+
+    @cached_property
+    def compiled(self) -> Peer:
+        return self.peer.compiled()
+
+    def milliseconds(self, title: str) -> float:
+        """Median time of one measurement.
+
+        Args:
+            title: monai_full_ms, monai_box_ms, monai_disk_to_disk_ms, amp_patient_ms,
+                amp_window_N_ms at batch N, compiled_patient_ms, compiled_window_ms.
+
+        Raises:
+            ModuleNotFoundError: MONAI is not installed.
+        """
+        peer, batch = self.peer, self.peer.card.inference.batch
+        if title == "monai_disk_to_disk_ms":
+            with tempfile.TemporaryDirectory() as folder:
+                step = peer.monai_disk_to_disk(self.case, Path(folder) / "labels.nii.gz", batch)
+                return 1e3 * peer.seconds(step, max(3, self.rounds // 4), 1)
+        if title == "compiled_window_ms":
+            return 1e3 * self.compiled.window_seconds(batch, self.rounds)
+        if title.startswith("amp_window_"):
+            size = int(title.removeprefix("amp_window_").removesuffix("_ms"))
+            return 1e3 * peer.window_seconds(size, self.rounds)
+        steps: dict[str, Callable[[], Callable[[], Any]]] = {
+            "monai_full_ms": lambda: peer.monai(self.full, batch),
+            "monai_box_ms": lambda: peer.monai(self.box, batch),
+            "amp_patient_ms": lambda: peer.windows(self.box, batch),
+            "compiled_patient_ms": lambda: self.compiled.windows(self.box, batch),
+        }
+        return 1e3 * peer.seconds(steps[title](), self.rounds)
