@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from benchmarks.gpu_bench import HEADLINE, SETTINGS, Bench
 from benchmarks.gpu_contract import GPU_TESTS, ROOT, run_contract
@@ -24,9 +24,6 @@ from benchmarks.gpu_run import LeftOutError, Row, sentence
 from export.parity import Gate, changed_labels
 from runtime.model_dir import ONNX_FP16
 from runtime.segmenter import Segmenter, SegmentOptions
-
-if TYPE_CHECKING:
-    pass
 
 PACKAGES: Final = (
     "torch", "cupy-cuda13x", "cupy-cuda12x", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx",
