@@ -55,7 +55,7 @@ class EngineChoice:
         """For parity.json: what was tried, how fast it was, what was chosen."""
         return {
             "gpu": device.gpu.name,
-            "library": str(device.library),
+            "library": str(device.tensorrt),
             "tried": self.tried,
             "unusable": [
                 {
@@ -151,7 +151,7 @@ def _certified(
     parity.told(f"parity of the engine: {engine.title}")
     info = info_of(engine.record, device)
     key = engine.record.key
-    backend = open_engine(engine.plan, product.card, info, key, device.library)
+    backend = open_engine(engine.plan, product.card, info, key, device.tensorrt)
     candidate = Candidate(
         key.plan,
         engine.record.sha256,

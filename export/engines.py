@@ -45,12 +45,12 @@ class EngineDevice:
     """What engines are built and run with.
 
     Attributes:
-        library: an imported TensorRT.
+        tensorrt: an imported TensorRT.
         index: of the CUDA device.
         gpu: what that device is.
     """
 
-    library: TensorRt
+    tensorrt: TensorRt
     index: int
     gpu: Gpu
 
@@ -184,8 +184,8 @@ def try_engines(
             )
             key = EngineKey(
                 sha256_of(source.data),
-                device.library.flavour,
-                device.library.version,
+                device.tensorrt.flavour,
+                device.tensorrt.version,
                 device.gpu,
                 source.precision,
                 profile,
@@ -193,10 +193,10 @@ def try_engines(
             )
             told(f"building an engine: {_title(source, layout)}")
             try:
-                built = build_engine(source.data, device.library, wanted, progress, source.file)
+                built = build_engine(source.data, device.tensorrt, wanted, progress, source.file)
                 record = built.record(key, wanted, source=source.file, up_branch=source.up_branch)
                 info = info_of(record, device)
-                with closing(open_engine(built.plan, card, info, key, device.library)) as backend:
+                with closing(open_engine(built.plan, card, info, key, device.tensorrt)) as backend:
                     seconds = window_seconds(backend)
             except BratsError as error:
                 trials.failures.append(

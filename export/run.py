@@ -204,7 +204,7 @@ def _add_engines(
     parity: Parity,
     console: Console,
 ) -> EngineChoice:
-    cache = TimingCacheFile(options.timing_cache or _default_cache(), device.library, device.gpu)
+    cache = TimingCacheFile(options.timing_cache or _default_cache(), device.tensorrt, device.gpu)
     timings, problem = cache.load()
     if problem:
         say(console, problem, "yellow")
@@ -216,7 +216,7 @@ def _add_engines(
     )
     if options.up_branch == "k4":
         product.sources = [source for source in product.sources if source.up_branch == "k4"]
-    say(console, f"engines for {device.gpu.name} by {device.library}")
+    say(console, f"engines for {device.gpu.name} by {device.tensorrt}")
     # Lines rather than a status: every build and its time are worth reading again.
     told = replace(parity, told=lambda line: say(console, f"  {line}"))
     with EngineView(console) as view:

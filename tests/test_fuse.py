@@ -17,6 +17,7 @@ from export.fuse import fuse
 from export.trace import trace
 from export.up_branch import UpBranch
 from runtime.model_card import ModelCard
+from tests.test_up_branch import graph_of
 from train.unet import UNet3D
 
 Array = npt.NDArray[np.float64]
@@ -187,32 +188,6 @@ def test_the_fused_graph_is_as_accurate_in_float32(traced: onnx.ModelProto) -> N
         assert error_after.max() <= 2 * error_before.max() + 1e-6, seed
     assert 0 < mean_after <= 2 * mean_before + 1e-8
     assert worst_after <= 2 * worst_before + 1e-7
-
-
-def graph_of(
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, Array],
-    channels_in: int = 2,
-    outputs: tuple[str, ...] = ("out",),
-) -> onnx.ModelProto:
-    for number, node in enumerate(nodes):
-        node.name = node.name or f"node{number}"
-    dims = ["n", channels_in, "x", "y", "z"]
-    graph = helper.make_graph(
-        nodes,
-        "branch",
-        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, dims)],
-        [
-            helper.make_tensor_value_info(
-                name, TensorProto.DOUBLE, [f"{name}{i}" for i in range(5)]
-            )
-            for name in outputs
-        ],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
 
 
 # --- cost -------------------------------------------------------------------------------------
