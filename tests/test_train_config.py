@@ -7,7 +7,8 @@ import pytest
 
 from runtime.errors import InputError, UsageError
 from train.cli import main, parse
-from train.config import Config, check
+from train.config import Config
+from train.config_check import check
 from train.config_file import find_config, read_config, to_yaml
 
 

@@ -14,7 +14,7 @@ import train.loop
 import train.step
 from runtime.case import Case
 from runtime.errors import ComputeError
-from runtime.metrics import SCORED
+from runtime.metrics import SCORED, score_case
 from runtime.nifti import load
 from runtime.phantom import Enhancement, write_phantoms
 from runtime.segmenter import Segmenter
@@ -25,11 +25,12 @@ from train.cli import main
 from train.config import TrainConfig
 from train.config_file import read_config
 from train.device import Compute
+from train.patches import Batch
 from train.run_dir import COLUMNS, RunDir
 from train.schedule import TimeBudget, learning_rate
 from train.step import MAX_SKIPPED, Stepper
 from train.unet import UNet3D
-from train.validate import score_of
+from train.validate import PROFILE
 
 # One thread: in steps this small, threads wait for each other longer than they work.
 TINY = (
@@ -109,7 +110,8 @@ def test_evaluation_is_what_the_best_checkpoint_gives(run: Path, data: Path) -> 
     model, card = load_model(run / "checkpoints" / "best.pt")
     case = Case.from_dir(data / case_id)
     prediction = Segmenter(TorchBackend(model, card)).segment(load(case))
-    scores = score_of(prediction, load_truth(case))
+    spacing = prediction.volume.grid.spacing
+    scores = score_case(prediction.labels, load_truth(case), spacing, PROFILE)
     assert value["cases"][case_id]["WT"]["dice"] == pytest.approx(scores["WT"].dice, abs=1e-3)
     assert case_id in (run / "evaluation_metrics.txt").read_text()
 
@@ -144,15 +146,14 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--train.epochs", "3", "--sampling.patches-per-epoch", "4", "--validation.every", "1"]
+    flags += ["--train.ema", "0.9", "--model.deep-supervision", "1", "--train.region-dice", "0.5"]
     assert _train(data, tmp_path, "--name", "whole", *flags) == 0
     step = Stepper.step
 
-    def interrupted(
-        self: Stepper, voxels: torch.Tensor, labels: torch.Tensor, lr: float, epoch: int, index: int
-    ) -> float | None:
+    def interrupted(self: Stepper, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
         if (epoch, index) == (1, 1):
             raise KeyboardInterrupt
-        return step(self, voxels, labels, lr, epoch, index)
+        return step(self, batch, lr, epoch, index)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "step", interrupted)
@@ -260,40 +261,41 @@ def _stepper(model: UNet3D) -> Stepper:
     return Stepper(model, TrainConfig(), Compute(torch.device("cpu"), None), 0)
 
 
-def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+def _batch() -> Batch:
     generator = torch.Generator().manual_seed(0)
-    return (
+    return Batch(
         torch.randn(2, 4, 8, 8, 8, generator=generator),
         torch.randint(0, 4, (2, 8, 8, 8), generator=generator).to(torch.uint8),
+        torch.arange(2),
     )
 
 
 def test_a_step_without_a_finite_loss_changes_nothing() -> None:
     model = UNet3D(features=(4, 8))
     stepper = _stepper(model)
-    voxels, labels = _batch()
-    assert stepper.step(voxels, labels, 1e-3, 0, 0) is not None
+    good = _batch()
+    assert stepper.step(good, 1e-3, 0, 0) is not None
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    bad = voxels.clone()
-    bad[0, 0, 0, 0, 0] = float("nan")
-    assert stepper.step(bad, labels, 1e-3, 0, 1) is None
+    bad = _batch()
+    bad.voxels[0, 0, 0, 0, 0] = float("nan")
+    assert stepper.step(bad, 1e-3, 0, 1) is None
     assert stepper.skipped == 1
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert stepper.step(voxels, labels, 1e-3, 0, 2) is not None
+    assert stepper.step(good, 1e-3, 0, 2) is not None
 
 
 def test_ten_bad_steps_in_a_row_end_training() -> None:
     stepper = _stepper(UNet3D(features=(4, 8)))
-    voxels, labels = _batch()
-    bad = torch.full_like(voxels, float("inf"))
+    good, bad = _batch(), _batch()
+    bad.voxels.fill_(float("inf"))
     for index in range(MAX_SKIPPED - 1):
-        assert stepper.step(bad, labels, 1e-3, 0, index) is None
-    assert stepper.step(voxels, labels, 1e-3, 0, 9) is not None
+        assert stepper.step(bad, 1e-3, 0, index) is None
+    assert stepper.step(good, 1e-3, 0, 9) is not None
     for index in range(MAX_SKIPPED - 1):
-        assert stepper.step(bad, labels, 1e-3, 1, index) is None
+        assert stepper.step(bad, 1e-3, 1, index) is None
     with pytest.raises(ComputeError, match="10 steps in a row"):
-        stepper.step(bad, labels, 1e-3, 1, 9)
+        stepper.step(bad, 1e-3, 1, 9)
 
 
 def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
@@ -301,11 +303,10 @@ def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
 ) -> None:
     attempt = Stepper._attempt
 
-    def diverging(
-        self: Stepper, voxels: torch.Tensor, labels: torch.Tensor, lr: float, epoch: int, index: int
-    ) -> float | None:
-        spoiled = voxels * float("nan") if epoch == 1 else voxels
-        return attempt(self, spoiled, labels, lr, epoch, index)
+    def diverging(self: Stepper, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
+        if epoch == 1:
+            batch = batch._replace(voxels=batch.voxels * float("nan"))
+        return attempt(self, batch, lr, epoch, index)
 
     monkeypatch.setattr(Stepper, "_attempt", diverging)
     monkeypatch.setattr(train.step, "MAX_SKIPPED", 2)

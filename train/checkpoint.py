@@ -30,10 +30,11 @@ class Architecture:
     features: tuple[int, ...] = (16, 32, 64, 128, 256)
     dropout: float = 0.2
     residual: bool = False
+    deep_supervision: int = 0
 
     def build(self) -> UNet3D:
         """A network with fresh weights."""
-        return UNet3D(self.in_channels, self.classes, self.features, self.dropout, self.residual)
+        return UNet3D(**asdict(self))
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,14 @@ class Checkpoint:
     """A network and what is needed to run or to resume it.
 
     Attributes:
-        model: the network's state, name to tensor on the CPU.
+        model: the state of the network that is served, name to tensor on the CPU: with averaged
+            weights where the run averages them.
         architecture: how to build the network that takes it.
         card: the model's contract.
         epoch: epochs behind it.
         config: the resolved training configuration, as JSON values.
         progress: what the loop needs to go on (history, best score, ...), as JSON values.
-        optimizer: ``state_dict`` of the optimizer and the gradient scaler; empty where a run
-            cannot resume from here.
+        optimizer: what `train.step.Stepper.state` gave; empty where a run cannot resume from here.
     """
 
     model: Mapping[str, Tensor]

@@ -16,7 +16,8 @@ from runtime.atomic import write_json
 from runtime.cli.console import rest_idle_threads
 from runtime.cli.console import run as run_command
 from runtime.errors import BratsError, UsageError
-from train.config import Config, check
+from train.config import Config
+from train.config_check import check
 from train.config_file import DEFAULT_CONFIG, find_config, read_config, to_yaml, write_config
 from train.run_dir import RunDir, existing_run, new_run
 

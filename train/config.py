@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from runtime.errors import UsageError
 from runtime.labels import MODALITIES, Convention
-from runtime.model_card import InferenceDefaults, ModelCard, Normalisation, Shape3
+from runtime.model_card import InferenceDefaults, ModelCard, Normalisation
 from train.checkpoint import Architecture
 
 
@@ -57,6 +56,10 @@ class ModelConfig:
     """the card's default overlap of windows"""
     batch: int = 4
     """the card's default number of windows per step"""
+    deep_supervision: int = 0
+    """coarser levels of the decoder that are trained to predict as well; not exported"""
+    tolerates_missing: Names = ()
+    """modalities that the card lets be absent; each must be droppable in training"""
 
 
 @dataclass(frozen=True)
@@ -102,19 +105,35 @@ class AugmentConfig:
     noise_std: Range = (0.0, 0.1)
     """its standard deviation"""
     gamma: float = 0.0
-    """contrast: |v|**exp(g), sign kept"""
+    """|v|**exp(g), sign kept, for each modality"""
     log_gamma: Range = (-0.3, 0.3)
     """g"""
     bias_field: float = 0.0
-    """smooth multiplicative field; slow on a CPU"""
+    """smooth multiplicative field"""
     bias_coefficient: float = 0.3
     """largest polynomial coefficient of its logarithm"""
     affine: float = 0.0
-    """rotation and scaling; slow on a CPU"""
+    """rotation and scaling"""
     affine_degrees: float = 15.0
     """largest angle about each axis"""
     affine_scale: float = 0.1
     """largest relative change of size"""
+    blur: float = 0.0
+    """Gaussian blur, for each modality"""
+    blur_std: Range = (0.5, 1.5)
+    """its standard deviation along each axis, in voxels"""
+    contrast: float = 0.0
+    """factor and summand on the intensities, for each modality"""
+    contrast_scale: float = 0.3
+    """largest relative change by the factor"""
+    contrast_shift: float = 0.3
+    """largest summand"""
+    modality_dropout: float = 0.0
+    """one modality set to 0, as one that is missing"""
+    droppable: Names = ()
+    """modalities that may be; empty: each of them"""
+    where: Literal["auto", "loader", "device"] = "auto"
+    """loader: TorchIO, in the loading processes; device: the same in PyTorch, where it trains"""
 
 
 @dataclass(frozen=True)
@@ -138,7 +157,15 @@ class TrainConfig:
     cross_entropy: float = 0.5
     """weight of the cross-entropy"""
     dice: float = 0.5
-    """weight of the soft Dice loss"""
+    """weight of the soft Dice loss over labels"""
+    region_dice: float = 0.0
+    """weight of the soft Dice loss over WT, TC and ET"""
+    accumulate: int = 1
+    """batches whose gradients make one step"""
+    ema: float = 0.0
+    """decay per step of the averaged weights that are validated and served; 0: none"""
+    compile: bool = False
+    """torch.compile the step"""
     patience: int = 0
     """stop after so many validations without a better mean Dice; 0: never"""
     keep_epochs: int = 3
@@ -159,6 +186,8 @@ class ValidationConfig:
     """cases at most while training; 0: all"""
     overlap: float = 0.25
     """overlap of windows while training; the final evaluation uses the card's"""
+    thresholds: bool = True
+    """learn the card's post-processing on the validation cases at the end"""
 
 
 @dataclass(frozen=True)
@@ -193,6 +222,7 @@ class Config:
             features=self.model.features,
             dropout=self.model.dropout,
             residual=self.model.residual,
+            deep_supervision=self.model.deep_supervision,
         )
 
     def convention(self) -> Convention | None:
@@ -212,6 +242,7 @@ class Config:
             patch=self.model.patch,
             divisor=divisor(self.model.features),
             inference=InferenceDefaults(self.model.overlap, self.model.batch),
+            tolerates_missing=self.model.tolerates_missing,
             training=dict(training or {}),
         )
 
@@ -230,91 +261,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(member) for key, member in value.items()}
     return [_plain(member) for member in value] if isinstance(value, tuple) else value
-
-
-# Flag: (lowest, highest) that makes sense; None leaves an end open.
-_LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
-    "threads": (0, None),
-    "seed": (0, 2**63 - 1),
-    "model.dropout": (0, 0.999),
-    "model.overlap": (0, 0.999),
-    "model.batch": (1, None),
-    "split.validation": (0, 0.999),
-    "sampling.patches_per_epoch": (0, None),
-    "sampling.foreground": (0, 1),
-    "sampling.background_ratio": (0, None),
-    "augment.flip": (0, 1),
-    "augment.noise": (0, 1),
-    "augment.gamma": (0, 1),
-    "augment.bias_field": (0, 1),
-    "augment.affine": (0, 1),
-    "augment.affine_degrees": (0, 180),
-    "augment.bias_coefficient": (0, None),
-    "augment.affine_scale": (0, 0.99),
-    "train.epochs": (1, None),
-    "train.batch": (1, None),
-    "train.lr": (0, None),
-    "train.weight_decay": (0, None),
-    "train.cross_entropy": (0, None),
-    "train.dice": (0, None),
-    "train.warm_up": (0, 1),
-    "train.clip": (0, None),
-    "train.patience": (0, None),
-    "train.keep_epochs": (-1, None),
-    "train.workers": (-1, None),
-    "validation.every": (1, None),
-    "validation.limit": (0, None),
-    "validation.overlap": (0, 0.999),
-}
-
-
-def check(config: Config) -> None:
-    """Refuse values that cannot be trained with.
-
-    Raises:
-        UsageError: names the key, its value and what is allowed.
-    """
-    for key, (low, high) in _LIMITS.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if not (value >= low and (high is None or value <= high)):
-            expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-            raise _refused(key, f"{value:g}", expected)
-    model, sampling = config.model, config.sampling
-    if config.train.cross_entropy + config.train.dice == 0:
-        raise _refused("train.dice", "0 beside a cross_entropy of 0", "one of the two above 0")
-    if len(model.features) < 2 or min(model.features, default=0) < 1:
-        raise _refused("model.features", str(model.features), "two positive widths or more")
-    step = divisor(model.features)
-    if any(size < step or size % step for size in model.patch):
-        raise _refused(
-            "model.patch", _shown(model.patch), f"multiples of {step}, as the poolings need"
-        )
-    if sampling.sampler == "random" and sampling.patches_per_epoch == 0:
-        raise _refused("sampling.patches_per_epoch", "0", "at least 1 with the random sampler")
-    pairs = zip(sampling.stride, model.patch, strict=True)
-    if sampling.sampler == "grid" and any(not 1 <= step <= size for step, size in pairs):
-        raise _refused(
-            "sampling.stride", _shown(sampling.stride), f"1 to the patch ({_shown(model.patch)})"
-        )
-    for key in ("noise_std", "log_gamma"):
-        low, high = getattr(config.augment, key)
-        if not low <= high or (key == "noise_std" and low < 0):
-            raise _refused(f"augment.{key}", f"{low:g},{high:g}", "a range LOW,HIGH")
-
-
-def _shown(shape: Shape3) -> str:
-    return ",".join(map(str, shape))
-
-
-def _refused(key: str, found: str, expected: str) -> UsageError:
-    return UsageError(
-        f"--{key.replace('_', '-')}",
-        found=found,
-        expected=expected,
-        remedy="correct the flag or the key in the YAML file",
-    )
 
 
 def keys_of(kind: type[Any]) -> tuple[str, ...]:

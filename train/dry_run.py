@@ -14,12 +14,13 @@ from torch import Tensor
 
 from runtime.case import Case
 from runtime.errors import ComputeError
-from runtime.labels import Label
-from train.augment import PatchAugment
+from runtime.labels import MODALITIES, Label
+from train.augment_torchio import PatchAugment
 from train.config import Config
 from train.data import prepare_case
 from train.device import Compute
 from train.loop import build_model
+from train.patches import Batch
 from train.split import Split
 from train.step import Stepper
 
@@ -56,14 +57,15 @@ def dry_run(
     by_id = {case.case_id: case for case in cases}
     chosen = [by_id[split.train[0]], *(by_id[name] for name in split.validation[:1])]
     patches: list[tuple[Tensor, Tensor]] = []
-    augment = PatchAugment(config.augment)
+    augment = PatchAugment(config.augment, MODALITIES)
     for case in chosen[:_CHECKED]:
         patches.append(_patch(case, config, augment))
     images, truths = (list(part) for part in zip(*patches, strict=True))
     repeats = -(-config.train.batch // len(images))
     voxels = torch.stack(images * repeats)[: config.train.batch]
     labels = torch.stack(truths * repeats)[: config.train.batch]
-    plan = _measure(config, compute, voxels, labels)
+    batch = Batch(voxels, labels, torch.arange(len(voxels)))
+    plan = _measure(config, compute, batch)
     console.print(_table(config, split, compute, plan))
     return plan
 
@@ -81,7 +83,7 @@ def _patch(case: Case, config: Config, augment: PatchAugment) -> tuple[Tensor, T
     return augment(voxels, np.ascontiguousarray(labels[tuple(window)]), config.seed)
 
 
-def _measure(config: Config, compute: Compute, voxels: Tensor, labels: Tensor) -> Plan:
+def _measure(config: Config, compute: Compute, batch: Batch) -> Plan:
     model = build_model(config)
     stepper = Stepper(model, config.train, compute, config.seed)
     kept: dict[int, int] = {}
@@ -92,9 +94,9 @@ def _measure(config: Config, compute: Compute, voxels: Tensor, labels: Tensor) -
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unchanged):
-        first = stepper.step(voxels, labels, config.train.lr, 0, 0)
+        first = stepper.step(batch, config.train.lr, 0, 0)
     began = monotonic()
-    loss = stepper.step(voxels, labels, config.train.lr, 0, 1)
+    loss = stepper.step(batch, config.train.lr, 0, 1)
     seconds = monotonic() - began
     if first is None or loss is None or not isfinite(loss):
         raise ComputeError(

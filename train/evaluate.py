@@ -1,20 +1,22 @@
 """The end of a run: the best checkpoint on the validation cases, with all figures and pictures."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.atomic import write_json, write_text
 from runtime.case import Case
 from runtime.labels import Convention
-from runtime.metrics import SCORED, Scores, summarise, to_json
+from runtime.metrics import SCORED, Scores, score_case, summarise, to_json
+from runtime.model_card import PostprocessRule
 from runtime.segmenter import Prediction
 from runtime.truth import load_truth
-from train.checkpoint import load_checkpoint, restore_weights
+from train.checkpoint import load_checkpoint, restore_weights, save_checkpoint
 from train.device import Compute
 from train.display import Display
 from train.pictures import draw_sample
 from train.run_dir import RunDir
-from train.validate import PROFILE, score_of, segment_cases
+from train.thresholds import Labelled, learn_rule
+from train.validate import PROFILE, segment_cases
 
 SAMPLES = 3
 
@@ -28,12 +30,14 @@ class EvaluationPlan:
         overlap: of windows.
         compute: device and arithmetic.
         convention: of the label maps; None as each case says.
+        thresholds: learn the card's post-processing on these cases.
     """
 
     cases: tuple[Case, ...]
     overlap: float
     compute: Compute
     convention: Convention | None = None
+    thresholds: bool = False
 
 
 def predict_best(run: RunDir, plan: EvaluationPlan) -> Iterator[Prediction]:
@@ -46,7 +50,9 @@ def predict_best(run: RunDir, plan: EvaluationPlan) -> Iterator[Prediction]:
     checkpoint = load_checkpoint(run.best)
     model = checkpoint.architecture.build()
     restore_weights(model, checkpoint, run.best)
-    yield from segment_cases(model, checkpoint.card, plan.compute, plan.cases, plan.overlap)
+    # A resumed run may have learned a rule before; it is learned anew from what the network says.
+    card = replace(checkpoint.card, postprocess=PostprocessRule())
+    yield from segment_cases(model, card, plan.compute, plan.cases, plan.overlap)
 
 
 def write_evaluation(
@@ -58,10 +64,14 @@ def write_evaluation(
 ) -> None:
     """Score the best checkpoint: evaluation.json, evaluation_metrics.txt and samples/.
 
+    With `EvaluationPlan.thresholds` post-processing is learned from the predictions, stored in the
+    card of best.pt, and applied before scoring.
+
     Args:
         run: where they go.
         plan: what is evaluated.
-        predictions: of the plan's cases, in order, from the best checkpoint; may be fewer.
+        predictions: of the plan's cases, in order, from the best checkpoint, not post-processed;
+            may be fewer.
         enough: asked after each case; True leaves the rest out, for want of time.
         display: shows how far it is.
 
@@ -69,30 +79,52 @@ def write_evaluation(
         InputError: a label map cannot be read.
         OutputError: a file cannot be written.
     """
-    scores: dict[str, dict[str, Scores]] = {}
+    labelled: list[Labelled] = []
     display.begin("evaluation", len(plan.cases))
     for prediction in predictions:
         case = prediction.volume.case
         truth = load_truth(case, prediction.volume, plan.convention)
-        scores[case.case_id] = score_of(prediction, truth)
-        if len(scores) <= SAMPLES:
+        spacing = prediction.volume.grid.spacing
+        labelled.append(Labelled.cropped(case.case_id, prediction.labels, truth, spacing))
+        if len(labelled) <= SAMPLES:
             draw_sample(run.samples, prediction, truth)
-        display.update(len(scores))
+        display.update(len(labelled))
         if enough():
             break
-    left_out = [case.case_id for case in plan.cases if case.case_id not in scores]
+    ids = [case.case_id for case in labelled]
+    left_out = [case.case_id for case in plan.cases if case.case_id not in ids]
+    learned = None
+    if plan.thresholds and labelled:
+        learned = learn_rule(labelled)
+        _store_rule(run, learned.rule)
+    rule = PostprocessRule() if learned is None else learned.rule
+    scores = {case.case_id: _scored(case, rule) for case in labelled}
     value = {
         "checkpoint": run.best.name,
         "precision": plan.compute.precision,
         "overlap": plan.overlap,
         "left_out": left_out,
+        "postprocess": None if learned is None else learned.to_json(ids),
         **to_json(PROFILE, scores),
     }
     write_json(run.evaluation, value)
     text = metrics_table(scores)
+    if learned is not None:
+        text += f"\n{learned.sentence()}\n"
     if left_out:
         text += f"\nNo time was left for: {', '.join(left_out)}\n"
     write_text(run.evaluation_text, text)
+
+
+def _store_rule(run: RunDir, rule: PostprocessRule) -> None:
+    """Put the rule into the card of best.pt, which is what gets exported."""
+    checkpoint = load_checkpoint(run.best)
+    card = replace(checkpoint.card, postprocess=rule)
+    save_checkpoint(run.best, replace(checkpoint, card=card))
+
+
+def _scored(case: Labelled, rule: PostprocessRule) -> dict[str, Scores]:
+    return score_case(*case.changed(rule).whole(), case.spacing, PROFILE)
 
 
 def metrics_table(cases: Mapping[str, Mapping[str, Scores]]) -> str:

@@ -15,14 +15,15 @@ from runtime.errors import InputError, UsageError
 from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from runtime.windows import plan_windows
-from train.augment import PatchAugment
+from train.augment_torch import DeviceAugment
+from train.augment_torchio import PatchAugment
 from train.checkpoint import Checkpoint, load_checkpoint, restore_weights, save_checkpoint
 from train.config import Config
 from train.data import CachedCase
 from train.device import Compute
 from train.display import Display, epoch_line
 from train.evaluate import EvaluationPlan, predict_best, write_evaluation
-from train.patches import Batch, PatchDataset, patch_loader, worker_count
+from train.patches import Item, PatchDataset, augments_on_device, patch_loader, worker_count
 from train.pictures import draw_curves
 from train.run_dir import RunDir
 from train.sampler import EpochSampler, make_sampler
@@ -71,17 +72,24 @@ class Trainer:
         self._display = display
         self._card = config.card(job.run.name)
         self._model = build_model(config)
-        self._stepper = Stepper(self._model, config.train, job.compute, config.seed)
-        sampler = make_sampler(job.train, config.model.patch, config.sampling, config.seed)
-        self._sampler = EpochSampler(sampler, config.train.batch)
         on_gpu = job.compute.device.type == "cuda"
-        dataset = PatchDataset(job.train, config.model.patch, PatchAugment(config.augment))
-        self._loader: DataLoader[Batch] = patch_loader(
-            dataset,
-            self._sampler,
-            config.train.batch,
-            worker_count(config.train.workers, on_gpu),
-            pin=on_gpu,
+        workers = worker_count(config.train.workers, on_gpu)
+        on_device = augments_on_device(config.augment.where, on_gpu, workers)
+        modalities = self._card.modalities
+        self._stepper = Stepper(
+            self._model,
+            config.train,
+            job.compute,
+            config.seed,
+            DeviceAugment(config.augment, modalities) if on_device else None,
+        )
+        sampler = make_sampler(job.train, config.model.patch, config.sampling, config.seed)
+        batch = config.train.batch * config.train.accumulate
+        self._sampler = EpochSampler(sampler, batch)
+        augment = None if on_device else PatchAugment(config.augment, modalities)
+        dataset = PatchDataset(job.train, config.model.patch, augment)
+        self._loader: DataLoader[Item] = patch_loader(
+            dataset, self._sampler, batch, workers, pin=on_gpu
         )
         self._epoch = 0
         self._history: list[dict[str, Any]] = []
@@ -121,7 +129,7 @@ class Trainer:
             self._best = progress["best"]
             self._best_epoch = progress["best_epoch"]
             self._since_best = progress["since_best"]
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(
                 path,
                 found=f"a checkpoint that cannot be resumed ({error})",
@@ -163,14 +171,14 @@ class Trainer:
         lr, patches, skipped = 0.0, 0, self._stepper.skipped
         began = monotonic()
         self._display.begin(f"epoch {epoch + 1}/{config.train.epochs}", steps)
-        for index, (voxels, labels) in enumerate(self._loader):
+        for index, batch in enumerate(self._loader):
             started = monotonic()
             by_steps = (epoch + index / steps) / config.train.epochs
             lr = learning_rate(config.train, max(by_steps, self._budget.fraction()))
-            loss = self._stepper.step(voxels, labels, lr, epoch, index)
+            loss = self._stepper.step(batch, lr, epoch, index)
             if loss is not None:
                 losses.append(loss)
-            patches += len(voxels)
+            patches += len(batch.seeds)
             now = monotonic()
             self._step_seconds = now - started
             rate = patches / (now - began)
@@ -237,7 +245,11 @@ class Trainer:
         self._display.begin("validation", len(self._watched))
         cases: dict[str, dict[str, float]] = {}
         predictions = segment_cases(
-            self._model, self._card, self._job.compute, self._watched, config.validation.overlap
+            self._stepper.served,
+            self._card,
+            self._job.compute,
+            self._watched,
+            config.validation.overlap,
         )
         self._fresh = []
         for prediction in predictions:
@@ -276,7 +288,7 @@ class Trainer:
         return Checkpoint(
             model={
                 name: tensor.detach().cpu().contiguous()
-                for name, tensor in self._model.state_dict().items()
+                for name, tensor in self._stepper.served.state_dict().items()
             },
             architecture=config.architecture(),
             card=config.card(self._job.run.name, training),
@@ -321,6 +333,7 @@ class Trainer:
             config.validation.overlap if limited else config.model.overlap,
             job.compute if limited else replace(job.compute, autocast=None),
             config.convention(),
+            config.validation.thresholds,
         )
         ready = self._fresh if limited and self._best_epoch == self._epoch else None
         if ready is None:

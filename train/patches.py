@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -12,35 +14,55 @@ from train.augment import Augment
 from train.data import CachedCase
 from train.sampler import Draw, EpochSampler
 
-Batch = tuple[Tensor, Tensor]
-"""float32 (N, C, X, Y, Z) and uint8 (N, X, Y, Z)."""
 
+class Batch(NamedTuple):
+    """Patches.
 
-class PatchDataset(Dataset[Batch]):
-    """Patches by `Draw`; reads only the voxels of the window.
-
-    An item is float32 (C, X, Y, Z) and uint8 (X, Y, Z).
+    Attributes:
+        voxels: float16 or float32 (N, C, X, Y, Z), normalised.
+        labels: uint8 (N, X, Y, Z).
+        seeds: int64 (N,), of what is random about each patch.
     """
 
-    def __init__(self, cases: Sequence[CachedCase], patch: Shape3, augment: Augment) -> None:
+    voxels: Tensor
+    labels: Tensor
+    seeds: Tensor
+
+
+Item = tuple[Tensor, Tensor, int]
+"""One patch of a `Batch`."""
+
+
+class PatchDataset(Dataset[Item]):
+    """Patches by `Draw`; reads only the voxels of the window.
+
+    Args:
+        cases: prepared.
+        patch: (X, Y, Z) in voxels.
+        augment: makes voxels float32; None leaves them as the cache holds them, for the device.
+    """
+
+    def __init__(self, cases: Sequence[CachedCase], patch: Shape3, augment: Augment | None) -> None:
         self._cases = cases
         self._patch = patch
         self._augment = augment
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: Draw) -> Item:
         case = self._cases[draw.case]
         window = tuple(
             slice(first, first + size) for first, size in zip(draw.start, self._patch, strict=True)
         )
         voxels = np.array(case.voxels()[:, *window], order="C")
         labels = np.array(case.labels()[window], order="C")
-        return self._augment(voxels, labels, draw.seed)
+        if self._augment is None:
+            return torch.from_numpy(voxels), torch.from_numpy(labels), draw.seed
+        return *self._augment(voxels.astype(np.float32), labels, draw.seed), draw.seed
 
 
 def patch_loader(
     dataset: PatchDataset, sampler: EpochSampler, batch: int, workers: int, pin: bool
-) -> DataLoader[Batch]:
-    """Batches of the sampler's epoch; workers stay alive between epochs."""
+) -> DataLoader[Item]:
+    """Gives each `Batch` of the sampler's epoch; workers stay alive between epochs."""
     return DataLoader(
         dataset,
         batch_size=batch,
@@ -48,7 +70,13 @@ def patch_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin,
+        collate_fn=_batch,
     )
+
+
+def _batch(items: Sequence[Item]) -> Batch:
+    voxels, labels, seeds = zip(*items, strict=True)
+    return Batch(torch.stack(voxels), torch.stack(labels), torch.tensor(seeds))
 
 
 def worker_count(wanted: int, on_gpu: bool) -> int:
@@ -56,3 +84,16 @@ def worker_count(wanted: int, on_gpu: bool) -> int:
     if wanted >= 0:
         return wanted
     return min(8, max(1, (os.cpu_count() or 2) - 1)) if on_gpu else 0
+
+
+def augments_on_device(
+    where: Literal["auto", "loader", "device"], on_gpu: bool, workers: int
+) -> bool:
+    """Resolve "auto": by TorchIO where a CPU has processes for it, else where the step runs.
+
+    PyTorch's augmentation takes a CPU a fifth of TorchIO's time, and a GPU next to none; how many
+    patches a second each of them makes, benchmarks/bench_training.py measures.
+    """
+    if where == "auto":
+        return on_gpu or workers == 0
+    return where == "device"

@@ -1,6 +1,6 @@
 """One optimisation step, and what is done when it goes wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, Final
 
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from runtime.errors import ComputeError
+from train.augment_torch import DeviceAugment
+from train.average import WeightAverage
 from train.config import TrainConfig
 from train.device import Compute
-from train.loss import CombinedLoss
+from train.loss import CombinedLoss, Objective
+from train.patches import Batch
 from train.unet import UNet3D
 
 MAX_SKIPPED: Final = 10
@@ -20,18 +23,38 @@ _STREAM: Final = 4
 
 
 class Stepper:
-    """Owns the network's optimizer; the network itself stays the caller's.
+    """Owns the network's optimizer and its average; the network itself stays the caller's.
+
+    Args:
+        model: moved to the device.
+        config: how to optimise.
+        compute: device and arithmetic.
+        seed: of dropout.
+        augment: what is done to patches on the device; None where their loaders have done it.
 
     Attributes:
         skipped: steps skipped so far.
     """
 
-    def __init__(self, model: UNet3D, config: TrainConfig, compute: Compute, seed: int) -> None:
+    def __init__(
+        self,
+        model: UNet3D,
+        config: TrainConfig,
+        compute: Compute,
+        seed: int,
+        augment: DeviceAugment | None = None,
+    ) -> None:
+        self._augment = augment
         self._model = model.to(compute.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._config = config
         self._compute = compute
         self._seed = seed
-        self._loss = CombinedLoss(config.cross_entropy, config.dice, model.classes)
+        loss = CombinedLoss(
+            config.cross_entropy, config.dice, model.classes, region_dice=config.region_dice
+        )
+        self._objective: Callable[[Tensor, Tensor], Tensor] = Objective(self._model, loss)
+        if config.compile:
+            self._objective = torch.compile(self._objective)
         # Decay shrinks what convolves; scales and shifts of the normalisation are left alone.
         groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if p.ndim > 1]},
@@ -41,17 +64,21 @@ class Stepper:
         self._scaler = torch.amp.GradScaler(
             compute.device.type, enabled=compute.autocast is torch.float16
         )
+        self._average = WeightAverage(self._model, config.ema) if config.ema > 0 else None
         self._in_a_row = 0
         self.skipped = 0
 
-    def step(
-        self, voxels: Tensor, labels: Tensor, lr: float, epoch: int, index: int
-    ) -> float | None:
+    @property
+    def served(self) -> UNet3D:
+        """The network to validate and to serve: the average where there is one."""
+        return self._model if self._average is None else self._average.network
+
+    def step(self, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
         """Train on one batch.
 
         Args:
-            voxels: float32 (N, C, X, Y, Z).
-            labels: uint8 (N, X, Y, Z).
+            batch: of N patches; N is the batch times the accumulation, or less at the end of an
+                epoch.
             lr: learning rate of this step.
             epoch, index: with the seed they decide the dropout.
 
@@ -62,11 +89,11 @@ class Stepper:
             ComputeError: too many skipped in a row, or out of memory.
         """
         try:
-            loss = self._attempt(voxels, labels, lr, epoch, index)
+            loss = self._attempt(batch, lr, epoch, index)
         except torch.OutOfMemoryError as error:
             raise ComputeError(
                 str(self._compute.device),
-                found=f"not enough memory for {len(voxels)} patches",
+                found=f"not enough memory for {len(batch.voxels)} patches",
                 expected="room for a step",
                 remedy="lower --train.batch or --model.patch",
             ) from error
@@ -85,33 +112,34 @@ class Stepper:
             )
         return None
 
-    def _attempt(
-        self, voxels: Tensor, labels: Tensor, lr: float, epoch: int, index: int
-    ) -> float | None:
+    def _attempt(self, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
         device, autocast = self._compute.device, self._compute.autocast
         seed = np.random.SeedSequence([self._seed, _STREAM, epoch, index])
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._model.train()
-        voxels = voxels.to(device, memory_format=torch.channels_last_3d, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
+        voxels, labels = self._on_device(batch)
         # A batch that is not finite would spoil the running statistics for good.
         before = [buffer.clone() for buffer in self._model.buffers()]
-        with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-            logits = self._model(voxels)
-        loss = self._loss(logits, labels)
-        value = float(loss.detach())
-        if not isfinite(value):
-            self._restore(before)
-            return None
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        total = torch.zeros((), device=device)
+        for first in range(0, len(voxels), self._config.batch):
+            micro = slice(first, first + self._config.batch)
+            part = len(voxels[micro]) / len(voxels)
+            with torch.autocast(
+                device.type, autocast or torch.bfloat16, enabled=autocast is not None
+            ):
+                loss = part * self._objective(voxels[micro], labels[micro])
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self._model.parameters(), self._config.clip or float("inf")
         )
-        finite = isfinite(float(norm))
+        # The only moment at which the host waits for a device.
+        value, length = map(float, torch.stack((total, norm)).tolist())
+        finite = isfinite(value) and isfinite(length)
         if finite or self._scaler.is_enabled():
             # The scaler skips a step that overflowed by itself, and lowers its scale.
             self._scaler.step(self._optimizer)
@@ -119,7 +147,17 @@ class Stepper:
         if not finite:
             self._restore(before)
             return None
+        if self._average is not None:
+            self._average.update(self._model)
         return value
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        device = self._compute.device
+        voxels = batch.voxels.to(device, non_blocking=True).float()
+        labels = batch.labels.to(device, non_blocking=True)
+        if self._augment is not None:
+            voxels, labels = self._augment(voxels, labels, batch.seeds.tolist())
+        return voxels.contiguous(memory_format=torch.channels_last_3d), labels
 
     @torch.no_grad()
     def _restore(self, buffers: list[Tensor]) -> None:
@@ -127,21 +165,26 @@ class Stepper:
             buffer.copy_(value)
 
     def state(self) -> dict[str, Any]:
-        """What resuming needs beside the weights; tensors are copies on the CPU."""
-        return {
-            "optimizer": _on_cpu(self._optimizer.state_dict()),
-            "scaler": self._scaler.state_dict(),
-        }
+        """What resuming needs beside the weights that are served; tensors are copies on the CPU."""
+        state = {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        if self._average is not None:
+            state |= {"average": self._average.state(), "weights": self._model.state_dict()}
+        copied: dict[str, Any] = _on_cpu(state)
+        return copied
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave.
+        """Go on from what `state` gave; the weights that are served are the caller's to load.
 
         Raises:
-            ValueError: it belongs to another network.
+            KeyError, RuntimeError, ValueError: it belongs to another network, or to a run that did
+                or did not average its weights.
         """
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state(state["average"])
+            self._model.load_state_dict(state["weights"])
 
 
 def _on_cpu(value: Any) -> Any:

@@ -62,6 +62,8 @@ class UNet3D(nn.Module):
         features: channels per level, from full resolution to the bottleneck.
         dropout: probability of Dropout3d after each ReLU; 0 switches it off.
         residual: residual blocks (see `ConvBlock`).
+        deep_supervision: number of coarser decoder levels with a head of their own, for training
+            alone (`outputs`).
 
     Input: float (N, in_channels, X, Y, Z), each spatial size a multiple of ``divisor``.
     Output: logits, float (N, classes, X, Y, Z); the exported graph ends in a softmax, this module
@@ -75,10 +77,13 @@ class UNet3D(nn.Module):
         features: Sequence[int] = (16, 32, 64, 128, 256),
         dropout: float = 0.2,
         residual: bool = False,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         if len(features) < 2:
             raise ValueError(f"a U-Net needs two levels or more, got features {tuple(features)}")
+        if not 0 <= deep_supervision <= len(features) - 2:
+            raise ValueError(f"{deep_supervision} coarser heads for features {tuple(features)}")
         self.in_channels = in_channels
         self.classes = classes
         self.features = tuple(features)
@@ -92,6 +97,9 @@ class UNet3D(nn.Module):
         )
         self.pool = nn.MaxPool3d(2)
         self.head = nn.Conv3d(features[0], classes, 1)
+        self.coarse_heads = nn.ModuleList(
+            nn.Conv3d(width, classes, 1) for width in features[1 : deep_supervision + 1]
+        )
 
     @property
     def divisor(self) -> int:
@@ -99,11 +107,23 @@ class UNet3D(nn.Module):
         return int(2 ** (len(self.features) - 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self._decoded(x)[-1])
+        return logits
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """Logits at full resolution, then those of each coarser head, half the size each time."""
+        levels = self._decoded(x)[::-1]
+        heads = (self.head, *self.coarse_heads)
+        return [head(level) for head, level in zip(heads, levels, strict=False)]
+
+    def _decoded(self, x: Tensor) -> list[Tensor]:
+        """What each decoder level gives, the finest last."""
         skips: list[Tensor] = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else self.pool(x))
             skips.append(x)
+        levels: list[Tensor] = []
         for block, skip in zip(self.decoder, skips[-2::-1], strict=True):
             x = block(x, skip)
-        logits: Tensor = self.head(x)
-        return logits
+            levels.append(x)
+        return levels

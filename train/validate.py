@@ -10,7 +10,7 @@ from torch import nn
 from runtime import nifti
 from runtime.case import Case
 from runtime.labels import REGIONS, Label, LabelMap
-from runtime.metrics import PROFILES, SCORED, Mask, Scores, dice, score_case
+from runtime.metrics import PROFILES, SCORED, Mask, dice
 from runtime.model_card import ModelCard
 from runtime.ops import Array
 from runtime.segmenter import Prediction, Segmenter, SegmentOptions
@@ -74,11 +74,6 @@ def dice_of(labels: LabelMap, truth: LabelMap) -> dict[str, float]:
         called, true = (_any_of(array, members) for array in (labels, truth))
         scores[name] = dice(called, true, PROFILE)
     return scores
-
-
-def score_of(prediction: Prediction, truth: LabelMap) -> dict[str, Scores]:
-    """All figures of one case, by region and label."""
-    return score_case(prediction.labels, truth, prediction.volume.grid.spacing, PROFILE)
 
 
 def seconds_per_window(model: nn.Module, card: ModelCard, compute: Compute) -> float:

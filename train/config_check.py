@@ -1,0 +1,130 @@
+"""Which values of a configuration can be trained with."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from runtime.errors import UsageError
+from runtime.labels import MODALITIES
+from runtime.model_card import Shape3
+from train.config import Config, divisor
+
+# Flag: (lowest, highest) that makes sense; None leaves an end open.
+_LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
+    "threads": (0, None),
+    "seed": (0, 2**63 - 1),
+    "model.dropout": (0, 0.999),
+    "model.overlap": (0, 0.999),
+    "model.batch": (1, None),
+    "model.deep_supervision": (0, None),
+    "split.validation": (0, 0.999),
+    "sampling.patches_per_epoch": (0, None),
+    "sampling.foreground": (0, 1),
+    "sampling.background_ratio": (0, None),
+    "augment.flip": (0, 1),
+    "augment.noise": (0, 1),
+    "augment.gamma": (0, 1),
+    "augment.bias_field": (0, 1),
+    "augment.affine": (0, 1),
+    "augment.affine_degrees": (0, 180),
+    "augment.bias_coefficient": (0, None),
+    "augment.affine_scale": (0, 0.99),
+    "augment.blur": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.contrast_scale": (0, 0.99),
+    "augment.contrast_shift": (0, None),
+    "augment.modality_dropout": (0, 1),
+    "train.epochs": (1, None),
+    "train.batch": (1, None),
+    "train.lr": (0, None),
+    "train.weight_decay": (0, None),
+    "train.cross_entropy": (0, None),
+    "train.dice": (0, None),
+    "train.region_dice": (0, None),
+    "train.accumulate": (1, None),
+    "train.ema": (0, 0.999999),
+    "train.warm_up": (0, 1),
+    "train.clip": (0, None),
+    "train.patience": (0, None),
+    "train.keep_epochs": (-1, None),
+    "train.workers": (-1, None),
+    "validation.every": (1, None),
+    "validation.limit": (0, None),
+    "validation.overlap": (0, 0.999),
+}
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot be trained with.
+
+    Raises:
+        UsageError: names the key, its value and what is allowed.
+    """
+    for key, (low, high) in _LIMITS.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not (value >= low and (high is None or value <= high)):
+            expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
+            raise _refused(key, f"{value:g}", expected)
+    model, sampling = config.model, config.sampling
+    terms = config.train.cross_entropy, config.train.dice, config.train.region_dice
+    if not any(terms):
+        raise _refused("train.dice", "0, as are cross_entropy and region_dice", "one above 0")
+    if len(model.features) < 2 or min(model.features, default=0) < 1:
+        raise _refused("model.features", str(model.features), "two positive widths or more")
+    step = divisor(model.features)
+    if any(size < step or size % step for size in model.patch):
+        raise _refused(
+            "model.patch", _shown(model.patch), f"multiples of {step}, as the poolings need"
+        )
+    if sampling.sampler == "random" and sampling.patches_per_epoch == 0:
+        raise _refused("sampling.patches_per_epoch", "0", "at least 1 with the random sampler")
+    pairs = zip(sampling.stride, model.patch, strict=True)
+    if sampling.sampler == "grid" and any(not 1 <= step <= size for step, size in pairs):
+        raise _refused(
+            "sampling.stride", _shown(sampling.stride), f"1 to the patch ({_shown(model.patch)})"
+        )
+    if model.deep_supervision > len(model.features) - 2:
+        raise _refused(
+            "model.deep_supervision",
+            f"{model.deep_supervision}",
+            f"at most {len(model.features) - 2}, the decoder's levels below full resolution",
+        )
+    _check_modalities(config)
+    for key in ("noise_std", "log_gamma", "blur_std"):
+        low, high = getattr(config.augment, key)
+        if not low <= high or (key != "log_gamma" and low < 0):
+            raise _refused(f"augment.{key}", f"{low:g},{high:g}", "a range LOW,HIGH")
+
+
+def _check_modalities(config: Config) -> None:
+    augment, tolerated = config.augment, config.model.tolerates_missing
+    for key, names in (
+        ("augment.droppable", augment.droppable),
+        ("model.tolerates_missing", tolerated),
+    ):
+        unknown = [name for name in names if name not in MODALITIES]
+        if unknown:
+            raise _refused(key, unknown[0], f"modalities among {', '.join(MODALITIES)}")
+    never = [name for name in tolerated if name not in (augment.droppable or MODALITIES)]
+    if tolerated and (never or not augment.modality_dropout):
+        raise _refused(
+            "model.tolerates_missing",
+            f"{(never or tolerated)[0]}, which training never leaves out",
+            "modalities that augment.modality_dropout drops (augment.droppable)",
+        )
+    if len(tolerated) == len(MODALITIES):
+        raise _refused("model.tolerates_missing", "every modality", "at least one that is needed")
+
+
+def _shown(shape: Shape3) -> str:
+    return ",".join(map(str, shape))
+
+
+def _refused(key: str, found: str, expected: str) -> UsageError:
+    return UsageError(
+        f"--{key.replace('_', '-')}",
+        found=found,
+        expected=expected,
+        remedy="correct the flag or the key in the YAML file",
+    )

@@ -1,0 +1,133 @@
+"""Learns what a card asks to be done after argmax: which components are too small to be tumour, and
+how little enhancing tumour is none.
+
+Both are chosen on the cases that chose the checkpoint, never on those that score a model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, Final
+
+import numpy as np
+from scipy import ndimage
+
+from runtime.labels import REGIONS, LabelMap
+from runtime.metrics import Spacing
+from runtime.model_card import PostprocessRule
+from runtime.postprocess import postprocess
+from train.validate import dice_of
+
+COMPONENTS_MM3: Final = (0.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0)
+"""What is tried for `PostprocessRule.min_component_mm3`."""
+ENHANCING_MM3: Final = (0.0, 25.0, 50.0, 100.0, 200.0, 350.0, 500.0)
+"""What is tried for `PostprocessRule.min_et_mm3`; challenges were won with values like these."""
+# A rule that gains less than this over a few cases has been fitted to their noise.
+_GAIN: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One case, kept as the part of it that holds tumour in prediction or truth.
+
+    Attributes:
+        case_id: of the case.
+        labels: uint8 (x, y, z), the network's after argmax and nothing else.
+        truth: uint8 (x, y, z).
+        spacing: mm per voxel.
+        box: where the part lies.
+        shape: (X, Y, Z) of the whole.
+    """
+
+    case_id: str
+    labels: LabelMap
+    truth: LabelMap
+    spacing: Spacing
+    box: tuple[slice, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def cropped(
+        cls, case_id: str, labels: LabelMap, truth: LabelMap, spacing: Spacing
+    ) -> "Labelled":
+        """From uint8 (X, Y, Z) label maps, which are copied."""
+        found = ndimage.find_objects(((labels != 0) | (truth != 0)).view(np.uint8))
+        box = found[0] if found else (slice(0, 1),) * 3
+        return cls(case_id, labels[box].copy(), truth[box].copy(), spacing, box, labels.shape)
+
+    def changed(self, rule: PostprocessRule) -> "Labelled":
+        """The case after post-processing."""
+        return replace(self, labels=postprocess(self.labels, rule, self.spacing))
+
+    def whole(self) -> tuple[LabelMap, LabelMap]:
+        """Prediction and truth, uint8 (X, Y, Z)."""
+        labels, truth = np.zeros(self.shape, np.uint8), np.zeros(self.shape, np.uint8)
+        labels[self.box], truth[self.box] = self.labels, self.truth
+        return labels, truth
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A rule and what it does to the cases it was learned on.
+
+    Attributes:
+        rule: 0 for a threshold that gains nothing.
+        without, with_rule: mean Dice by region.
+    """
+
+    rule: PostprocessRule
+    without: dict[str, float]
+    with_rule: dict[str, float]
+
+    def sentence(self) -> str:
+        """For people."""
+        if self.rule == PostprocessRule():
+            return "No post-processing: no threshold raised the mean Dice by 0.001."
+        figures = ", ".join(
+            f"{region} {self.with_rule[region]:.4f} ({self.without[region]:.4f} without)"
+            for region in REGIONS
+        )
+        return (
+            f"Post-processing: components below {self.rule.min_component_mm3:g} mm3 become "
+            f"background, enhancing tumour below {self.rule.min_et_mm3:g} mm3 becomes NCR. "
+            f"Mean Dice {figures}."
+        )
+
+    def to_json(self, cases: Sequence[str]) -> dict[str, Any]:
+        """As evaluation.json holds it."""
+        return {
+            "min_component_mm3": self.rule.min_component_mm3,
+            "min_et_mm3": self.rule.min_et_mm3,
+            "learned_on": list(cases),
+            "dice_without": self.without,
+            "dice_with": self.with_rule,
+        }
+
+
+def learn_rule(cases: Sequence[Labelled]) -> Learned:
+    """The thresholds of the highest mean Dice over cases and regions, components first.
+
+    Of thresholds that are as good the smallest is taken, and none where it gains less than 0.001.
+
+    Args:
+        cases: one or more.
+    """
+    current = list(cases)
+    without = best = _mean(current)
+    chosen = PostprocessRule()
+    for name, tried in (("min_component_mm3", COMPONENTS_MM3), ("min_et_mm3", ENHANCING_MM3)):
+        outcomes = []
+        for threshold in tried[1:]:
+            rule = replace(PostprocessRule(), **{name: threshold})
+            changed = [case.changed(rule) for case in current]
+            outcomes.append((threshold, changed, _mean(changed)))
+        top = max(outcomes, key=lambda outcome: fmean(outcome[2].values()))
+        if fmean(top[2].values()) >= fmean(best.values()) + _GAIN:
+            threshold, current, best = top
+            chosen = replace(chosen, **{name: threshold})
+    return Learned(chosen, without, best)
+
+
+def _mean(cases: Sequence[Labelled]) -> dict[str, float]:
+    scores = [dice_of(case.labels, case.truth) for case in cases]
+    return {region: fmean(score[region] for score in scores) for region in REGIONS}
