@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,14 @@ def test_the_run_directory_is_whole(run: Path) -> None:
     expected = {
         "config.yaml", "split.json", "history.csv", "curves.png", "evaluation.json",
         "evaluation_metrics.txt", "checkpoints/last.pt", "checkpoints/best.pt",
-        "checkpoints/epoch_004.pt", f"samples/{split['validation'][0]}.png",
+        "checkpoints/epoch_004.pt", "environment.json", f"samples/{split['validation'][0]}.png",
     }  # fmt: skip
     assert expected == {name for name in names if not name.startswith("tensorboard/")}
     assert any(name.startswith("tensorboard/events") for name in names)
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__
+    assert (environment["processes"], environment["precision"]) == (1, "fp32")
+    assert environment["arguments"][:2] == ["--config", "demo"]
     assert split["excluded"] == ["BraTSPhantom_0004"]
     assert len(split["train"]) == 2
     assert read_config(run / "config.yaml").model.features == (4, 8, 16)
@@ -150,10 +155,13 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert _train(data, tmp_path, "--name", "whole", *flags) == 0
     step = Stepper.step
 
-    def interrupted(self: Stepper, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
-        if (epoch, index) == (1, 1):
+    steps = count()
+
+    def interrupted(self: Stepper, batch: Batch, lr: float) -> float | None:
+        # The second step of the second epoch.
+        if next(steps) == 3:
             raise KeyboardInterrupt
-        return step(self, batch, lr, epoch, index)
+        return step(self, batch, lr)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "step", interrupted)
@@ -258,7 +266,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def _stepper(model: UNet3D) -> Stepper:
-    return Stepper(model, TrainConfig(), Compute(torch.device("cpu"), None), 0)
+    return Stepper(model, TrainConfig(), Compute(torch.device("cpu"), None))
 
 
 def _batch() -> Batch:
@@ -274,28 +282,28 @@ def test_a_step_without_a_finite_loss_changes_nothing() -> None:
     model = UNet3D(features=(4, 8))
     stepper = _stepper(model)
     good = _batch()
-    assert stepper.step(good, 1e-3, 0, 0) is not None
+    assert stepper.step(good, 1e-3) is not None
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     bad = _batch()
     bad.voxels[0, 0, 0, 0, 0] = float("nan")
-    assert stepper.step(bad, 1e-3, 0, 1) is None
+    assert stepper.step(bad, 1e-3) is None
     assert stepper.skipped == 1
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-    assert stepper.step(good, 1e-3, 0, 2) is not None
+    assert stepper.step(good, 1e-3) is not None
 
 
 def test_ten_bad_steps_in_a_row_end_training() -> None:
     stepper = _stepper(UNet3D(features=(4, 8)))
     good, bad = _batch(), _batch()
     bad.voxels.fill_(float("inf"))
-    for index in range(MAX_SKIPPED - 1):
-        assert stepper.step(bad, 1e-3, 0, index) is None
-    assert stepper.step(good, 1e-3, 0, 9) is not None
-    for index in range(MAX_SKIPPED - 1):
-        assert stepper.step(bad, 1e-3, 1, index) is None
+    for _ in range(MAX_SKIPPED - 1):
+        assert stepper.step(bad, 1e-3) is None
+    assert stepper.step(good, 1e-3) is not None
+    for _ in range(MAX_SKIPPED - 1):
+        assert stepper.step(bad, 1e-3) is None
     with pytest.raises(ComputeError, match="10 steps in a row"):
-        stepper.step(bad, 1e-3, 1, 9)
+        stepper.step(bad, 1e-3)
 
 
 def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
@@ -303,10 +311,13 @@ def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
 ) -> None:
     attempt = Stepper._attempt
 
-    def diverging(self: Stepper, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
-        if epoch == 1:
+    steps = count()
+
+    def diverging(self: Stepper, batch: Batch, lr: float) -> float | None:
+        # Three steps an epoch: all of the second one.
+        if next(steps) >= 3:
             batch = batch._replace(voxels=batch.voxels * float("nan"))
-        return attempt(self, batch, lr, epoch, index)
+        return attempt(self, batch, lr)
 
     monkeypatch.setattr(Stepper, "_attempt", diverging)
     monkeypatch.setattr(train.step, "MAX_SKIPPED", 2)

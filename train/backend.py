@@ -61,7 +61,7 @@ class TorchBackend:
                 try:
                     probabilities = self._infer(self._model, last - first)
                 except RuntimeError as error:
-                    if not _is_out_of_memory(error):
+                    if not is_out_of_memory(error):
                         raise
                     self._halve(error)
                     continue
@@ -99,6 +99,7 @@ class TorchBackend:
             torch.cuda.empty_cache()
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch failed for want of memory, on a GPU or on a CPU."""
     # The CPU allocator raises a plain RuntimeError.
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

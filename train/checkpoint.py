@@ -32,9 +32,11 @@ class Architecture:
     residual: bool = False
     deep_supervision: int = 0
 
-    def build(self) -> UNet3D:
-        """A network with fresh weights."""
-        return UNet3D(**asdict(self))
+    def build(self, seed: int = 0) -> UNet3D:
+        """A network with fresh weights, a function of the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return UNet3D(**asdict(self))
 
 
 @dataclass(frozen=True)

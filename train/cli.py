@@ -12,13 +12,12 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
-from runtime.atomic import write_json
 from runtime.cli.console import rest_idle_threads
 from runtime.cli.console import run as run_command
 from runtime.errors import BratsError, UsageError
 from train.config import Config
 from train.config_check import check
-from train.config_file import DEFAULT_CONFIG, find_config, read_config, to_yaml, write_config
+from train.config_file import DEFAULT_CONFIG, find_config, read_config
 from train.run_dir import RunDir, existing_run, new_run
 
 PROGRAM = "brats-train"
@@ -71,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except BratsError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return error.exit_code
-    return run_command(lambda console: _run(arguments, console), quiet=arguments.quiet)
+    return run_command(lambda console: _run(arguments, given, console), quiet=arguments.quiet)
 
 
 def parse(given: Sequence[str]) -> Arguments:
@@ -106,7 +105,7 @@ def _tyro(given: Sequence[str], default: Arguments) -> Arguments:
     )
 
 
-def _run(arguments: Arguments, console: Console) -> int:
+def _run(arguments: Arguments, given: Sequence[str], console: Console) -> int:
     # PyTorch takes seconds to import: a wrong flag or a missing run is told before that.
     run = _run_dir(arguments)
     if arguments.max_minutes is not None and not arguments.max_minutes > 0:
@@ -116,65 +115,9 @@ def _run(arguments: Arguments, console: Console) -> int:
             expected="more than 0",
             remedy="leave it out for no limit",
         )
-    from train import device as devices
-    from train.data import cached, find_labelled
-    from train.display import Display
-    from train.loop import Job, Trainer
-    from train.schedule import TimeBudget
-    from train.split import make_split, read_split
+    from train.session import train
 
-    budget = TimeBudget(None if arguments.max_minutes is None else arguments.max_minutes * 60)
-    config = arguments.keys
-    compute = devices.choose(config.device, config.train.precision, config.threads)
-    console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision})")
-    console.print(to_yaml(config).rstrip(), markup=False, highlight=False)
-    cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
-    console.print(f"{len(cases)} labelled cases in {config.data}", markup=False)
-    split = (
-        read_split(run.split)
-        if arguments.resume
-        else make_split([case.case_id for case in cases], config.split, config.seed)
-    )
-    if arguments.dry_run:
-        from train.dry_run import dry_run
-
-        dry_run(config, cases, split, compute, console)
-        return 0
-    by_id = {case.case_id: case for case in cases}
-    for name in (*split.train, *split.validation):
-        if name not in by_id:
-            raise UsageError(
-                run.split,
-                found=f"case {name}, which is not in {config.data}",
-                expected="the cases the run was begun with",
-                remedy="name their folder with --data",
-            )
-    with Display(console, arguments.quiet) as display:
-        wanted = [by_id[name] for name in (*split.train, *split.validation)]
-        display.begin("preparing cases", len(wanted))
-        ready: list[str] = []
-
-        def done(case_id: str) -> None:
-            ready.append(case_id)
-            display.update(len(ready))
-
-        cache = Path(config.cache) if config.cache else arguments.output / ".cache"
-        prepared = cached(wanted, config.card(run.name), cache, config.convention(), done)
-        job = Job(
-            config=config,
-            run=run,
-            train=prepared[: len(split.train)],
-            validation=wanted[len(split.train) :],
-            compute=compute,
-        )
-        trainer = Trainer(job, budget, display)
-        if arguments.resume:
-            trainer.resume()
-        write_config(run.config, config)
-        write_json(run.split, split.to_json())
-        trainer.fit()
-        display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
-    return 0
+    return train(arguments, given, run, console)
 
 
 def _run_dir(arguments: Arguments) -> RunDir:
@@ -182,7 +125,9 @@ def _run_dir(arguments: Arguments) -> RunDir:
         return existing_run(arguments.output, arguments.name)
     stem = Path(arguments.config).stem
     name = arguments.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    return new_run(arguments.output, name)
+    # Of processes that torchrun starts, the first one's counts.
+    follows = os.environ.get("RANK", "0") != "0"
+    return RunDir(arguments.output / name) if follows else new_run(arguments.output, name)
 
 
 if __name__ == "__main__":

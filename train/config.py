@@ -64,7 +64,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Which cases train and which validate. Explicit lists win over the fraction."""
+    """Which cases train and which validate: a file wins over lists, those over folds, then the
+    fraction.
+    """
 
     validation: float = 0.2
     """fraction of patients that validate, drawn with the seed"""
@@ -74,6 +76,10 @@ class SplitConfig:
     """case ids to validate on; empty: by fraction"""
     exclude: Annotated[Names, tyro.conf.arg(aliases=["--exclude"])] = ()
     """case ids to leave out altogether, such as a held-out test set"""
+    folds: Annotated[int, tyro.conf.arg(aliases=["--folds"])] = 0
+    """cross-validation: the patients in so many parts, drawn with the seed; 0: no parts"""
+    fold: Annotated[int, tyro.conf.arg(aliases=["--fold"])] = 0
+    """the part that validates, from 0"""
     file: str = ""
     """a split.json of another run to take over"""
 

@@ -17,6 +17,8 @@ _LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
     "model.batch": (1, None),
     "model.deep_supervision": (0, None),
     "split.validation": (0, 0.999),
+    "split.folds": (0, None),
+    "split.fold": (0, None),
     "sampling.patches_per_epoch": (0, None),
     "sampling.foreground": (0, 1),
     "sampling.background_ratio": (0, None),
@@ -72,6 +74,11 @@ def check(config: Config) -> None:
         raise _refused("train.dice", "0, as are cross_entropy and region_dice", "one above 0")
     if len(model.features) < 2 or min(model.features, default=0) < 1:
         raise _refused("model.features", str(model.features), "two positive widths or more")
+    folds, fold = config.split.folds, config.split.fold
+    if folds == 1 or fold >= max(folds, 1):
+        raise _refused(
+            "split.fold", f"{fold} of {folds} folds", "two folds or more, and one from 0 up to them"
+        )
     step = divisor(model.features)
     if any(size < step or size % step for size in model.patch):
         raise _refused(

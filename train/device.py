@@ -27,20 +27,21 @@ class Compute:
         return "bf16" if self.autocast is torch.bfloat16 else "fp16"
 
 
-def choose(device: str, precision: str, threads: int = 0) -> Compute:
+def choose(device: str, precision: str, threads: int = 0, local_rank: int = 0) -> Compute:
     """Resolve "auto".
 
     Args:
-        device: "auto", "cpu" or "cuda:N".
+        device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto", "fp32", "bf16" or "fp16". auto is bf16 where the hardware multiplies it,
             else fp16 on a GPU and fp32 on a CPU.
         threads: CPU threads; 0 leaves PyTorch's own choice, all cores.
+        local_rank: of this process on this machine: it takes the GPU of that number.
 
     Raises:
         UsageError: no such device name, or fp16 on a CPU.
         BackendUnavailableError: the device is not here.
     """
-    chosen = _device(device)
+    chosen = _device(device, local_rank)
     if threads > 0:
         torch.set_num_threads(threads)
     if chosen.type == "cuda":
@@ -70,9 +71,11 @@ def cpu_has_bf16() -> bool:
     return bool(probe()) if probe is not None else False
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, local_rank: int) -> torch.device:
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -19,7 +19,6 @@ from train.augment_torchio import PatchAugment
 from train.config import Config
 from train.data import prepare_case
 from train.device import Compute
-from train.loop import build_model
 from train.patches import Batch
 from train.split import Split
 from train.step import Stepper
@@ -84,8 +83,8 @@ def _patch(case: Case, config: Config, augment: PatchAugment) -> tuple[Tensor, T
 
 
 def _measure(config: Config, compute: Compute, batch: Batch) -> Plan:
-    model = build_model(config)
-    stepper = Stepper(model, config.train, compute, config.seed)
+    model = config.architecture().build(config.seed)
+    stepper = Stepper(model, config.train, compute)
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -94,9 +93,9 @@ def _measure(config: Config, compute: Compute, batch: Batch) -> Plan:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, _unchanged):
-        first = stepper.step(batch, config.train.lr, 0, 0)
+        first = stepper.step(batch, config.train.lr)
     began = monotonic()
-    loss = stepper.step(batch, config.train.lr, 0, 1)
+    loss = stepper.step(batch, config.train.lr)
     seconds = monotonic() - began
     if first is None or loss is None or not isfinite(loss):
         raise ComputeError(

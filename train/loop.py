@@ -1,35 +1,36 @@
 """The training loop: epochs, validation, checkpoints, early stopping, the clock."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from time import monotonic
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from runtime.case import Case
 from runtime.errors import InputError, UsageError
+from runtime.report import preview
 from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from runtime.windows import plan_windows
 from train.augment_torch import DeviceAugment
 from train.augment_torchio import PatchAugment
+from train.board import Board
 from train.checkpoint import Checkpoint, load_checkpoint, restore_weights, save_checkpoint
 from train.config import Config
 from train.data import CachedCase
 from train.device import Compute
 from train.display import Display, epoch_line
+from train.distributed import ALONE, World
 from train.evaluate import EvaluationPlan, predict_best, write_evaluation
 from train.patches import Item, PatchDataset, augments_on_device, patch_loader, worker_count
 from train.pictures import draw_curves
+from train.progress import Progress
 from train.run_dir import RunDir
 from train.sampler import EpochSampler, make_sampler
 from train.schedule import TimeBudget, learning_rate
 from train.step import Stepper
-from train.unet import UNet3D
 from train.validate import Validation, dice_of, seconds_per_window, segment_cases
 
 # Parts of a limited time that one validation may take; all of them together stay below a quarter.
@@ -37,6 +38,8 @@ _SHARE_OF_BUDGET = 0.1
 _SHARE_OF_TRAINING = 0.15
 _SECONDS_PER_CASE = 1.5
 _SECONDS_TO_SCORE = 5.0
+# Validation cases that TensorBoard shows.
+_PICTURES = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Job:
         train: prepared cases to train on.
         validation: cases to validate on, whole.
         compute: device and arithmetic.
+        world: the processes that train together.
     """
 
     config: Config
@@ -56,13 +60,14 @@ class Job:
     train: Sequence[CachedCase]
     validation: Sequence[Case]
     compute: Compute
+    world: World = ALONE
 
 
 class Trainer:
     """Trains one network; `fit` does all of it.
 
-    Every random draw is a function of the seed, the epoch and the index, so that a run which is
-    interrupted and resumed ends, on a CPU, with the weights of one which was not.
+    Every random draw is a function of the seed, the epoch and the patch, so that a run which is
+    killed and resumed ends, on a CPU, with the weights of one which was not.
     """
 
     def __init__(self, job: Job, budget: TimeBudget, display: Display) -> None:
@@ -71,31 +76,27 @@ class Trainer:
         self._budget = budget
         self._display = display
         self._card = config.card(job.run.name)
-        self._model = build_model(config)
         on_gpu = job.compute.device.type == "cuda"
         workers = worker_count(config.train.workers, on_gpu)
         on_device = augments_on_device(config.augment.where, on_gpu, workers)
         modalities = self._card.modalities
+        sampler = make_sampler(job.train, config.model.patch, config.sampling, config.seed)
+        batch, accumulate = config.train.batch, config.train.accumulate
+        self._sampler = EpochSampler(sampler, batch, accumulate, job.world)
+        augment = None if on_device else PatchAugment(config.augment, modalities)
+        dataset = PatchDataset(job.train, config.model.patch, augment)
+        self._loader: DataLoader[Item] = patch_loader(
+            dataset, self._sampler, batch * accumulate, workers, pin=on_gpu
+        )
+        self._model = config.architecture().build(config.seed)
         self._stepper = Stepper(
             self._model,
             config.train,
             job.compute,
-            config.seed,
             DeviceAugment(config.augment, modalities) if on_device else None,
+            job.world,
         )
-        sampler = make_sampler(job.train, config.model.patch, config.sampling, config.seed)
-        batch = config.train.batch * config.train.accumulate
-        self._sampler = EpochSampler(sampler, batch)
-        augment = None if on_device else PatchAugment(config.augment, modalities)
-        dataset = PatchDataset(job.train, config.model.patch, augment)
-        self._loader: DataLoader[Item] = patch_loader(
-            dataset, self._sampler, batch, workers, pin=on_gpu
-        )
-        self._epoch = 0
-        self._history: list[dict[str, Any]] = []
-        self._best: float | None = None
-        self._best_epoch = 0
-        self._since_best = 0
+        self._progress = Progress()
         self._validated_at = 0.0
         self._step_seconds = 0.0
         self._ending = False
@@ -113,7 +114,7 @@ class Trainer:
             UsageError: it has all the epochs already.
         """
         path = self._job.run.last
-        checkpoint = load_checkpoint(path)
+        checkpoint = self._job.world.share(lambda: load_checkpoint(path))
         if checkpoint.epoch >= self._config.train.epochs:
             raise UsageError(
                 path,
@@ -122,21 +123,16 @@ class Trainer:
                 remedy="raise --train.epochs to train it further",
             )
         restore_weights(self._model, checkpoint, path)
-        progress = checkpoint.progress
         try:
             self._stepper.load_state(checkpoint.optimizer)
-            self._history = list(progress["history"])
-            self._best = progress["best"]
-            self._best_epoch = progress["best_epoch"]
-            self._since_best = progress["since_best"]
-        except (KeyError, ValueError, RuntimeError) as error:
+            self._progress = Progress.from_json(checkpoint.epoch, checkpoint.progress)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 path,
                 found=f"a checkpoint that cannot be resumed ({error})",
                 expected="last.pt of a run",
                 remedy="resume from a run directory that brats-train wrote",
             ) from error
-        self._epoch = checkpoint.epoch
 
     def fit(self) -> None:
         """Train until the epochs, the patience or the time is used up; then evaluate.
@@ -145,26 +141,26 @@ class Trainer:
             ComputeError: training diverges, or memory runs out; the last good checkpoint stays.
             OutputError: the run directory cannot be written.
         """
+        leads = self._job.world.leads
         self._plan_time()
-        with _tensorboard(self._job.run) as board:
+        if leads and not self._job.run.last.is_file():
+            # Whenever the run is killed from now on, it can be resumed.
+            save_checkpoint(self._job.run.last, self._checkpoint(resumable=True))
+        with Board(self._job.run, self._progress.epoch, leads) as board:
             while not self._finished():
                 row = self._train_epoch()
-                self._epoch += 1
-                best = self._after_epoch(row)
-                for key, value in row.items():
-                    if key != "epoch" and value is not None:
-                        board.add_scalar(key, value, self._epoch)
+                best = self._after_epoch(row, board)
                 self._display.say(epoch_line(row, self._config.train.epochs, best))
-        if self._job.validation:
+        if self._job.validation and leads:
             self._evaluate()
 
     def _finished(self) -> bool:
         patience = self._config.train.patience
-        return self._ending or (patience > 0 and self._since_best >= patience)
+        return self._ending or (patience > 0 and self._progress.since_best >= patience)
 
     def _train_epoch(self) -> dict[str, Any]:
         """One epoch, or what of it the time allows; its row of the history, Dice still missing."""
-        config, epoch = self._config, self._epoch
+        config, epoch, world = self._config, self._progress.epoch, self._job.world
         self._sampler.epoch = epoch
         steps = len(self._loader)
         losses: list[float] = []
@@ -174,18 +170,19 @@ class Trainer:
         for index, batch in enumerate(self._loader):
             started = monotonic()
             by_steps = (epoch + index / steps) / config.train.epochs
-            lr = learning_rate(config.train, max(by_steps, self._budget.fraction()))
-            loss = self._stepper.step(batch, lr, epoch, index)
+            lr = learning_rate(config.train, max(by_steps, self._clock(self._budget.fraction)))
+            loss = self._stepper.step(batch, lr)
             if loss is not None:
                 losses.append(loss)
-            patches += len(batch.seeds)
+            patches += len(batch.seeds) * world.size
             now = monotonic()
             self._step_seconds = now - started
             rate = patches / (now - began)
             recent = f"loss {fmean(losses[-20:]):.4f}  " if losses else ""
-            best = f"  best Dice {self._best:.3f}" if self._best is not None else ""
-            self._display.update(index + 1, f"{recent}{rate:.2f} patches/s{best}")
-            if self._budget.exhausted(self._step_seconds):
+            best = self._progress.best
+            shown = f"  best Dice {best:.3f}" if best is not None else ""
+            self._display.update(index + 1, f"{recent}{rate:.2f} patches/s{shown}")
+            if self._clock(lambda: self._budget.exhausted(self._step_seconds)):
                 break
         return {
             "epoch": epoch + 1,
@@ -196,94 +193,97 @@ class Trainer:
             "loss": fmean(losses) if losses else None,
         }
 
-    def _after_epoch(self, row: dict[str, Any]) -> bool:
+    def _clock(self, read: Callable[[], float]) -> float:
+        """What the leader's clock says: processes that disagreed about the time would deadlock."""
+        if not self._budget.limited:
+            return 0.0
+        return float(self._job.world.share(read))
+
+    def _after_epoch(self, row: dict[str, Any], board: Board) -> bool:
         """Validate where it is due, then save everything; whether this epoch is the best so far."""
+        run, keep = self._job.run, self._config.train.keep_epochs
         # Decided once, so that the last epoch is always validated.
-        self._ending = self._epoch >= self._config.train.epochs or self._budget.exhausted(
-            self._step_seconds
+        self._ending = row["epoch"] >= self._config.train.epochs or bool(
+            self._clock(lambda: self._budget.exhausted(self._step_seconds))
         )
-        best = False
         score: float | None = None
-        if self._watched and self._validation_due():
-            validation = self._validate()
+        due = self._job.world.share(lambda: self._validation_due(row["epoch"]))
+        if self._watched and due:
+            validation = self._validate(row["epoch"], board)
             score = validation.score()
             row |= {f"dice_{name}": value for name, value in validation.mean().items()}
             row["dice_mean"] = score
-            best = self._best is None or score > self._best
-            self._since_best = 0 if best else self._since_best + 1
-        if not self._job.validation:
-            # Nothing to choose by: the newest is served.
-            best = True
-        if best:
-            self._best, self._best_epoch = score, self._epoch
-        self._history.append(row)
-        run = self._job.run
+        best = self._progress.record(row, score, chooses=bool(self._job.validation))
+        if not self._job.world.leads:
+            return best
         if best:
             save_checkpoint(run.best, self._checkpoint(resumable=False))
-        if self._config.train.keep_epochs != 0:
-            save_checkpoint(run.epoch(self._epoch), self._checkpoint(resumable=False))
-            run.prune(self._config.train.keep_epochs)
+        if keep != 0:
+            save_checkpoint(run.epoch(row["epoch"]), self._checkpoint(resumable=False))
+            run.prune(keep)
         # last.pt comes after best.pt: a run killed between the two repeats the epoch.
         save_checkpoint(run.last, self._checkpoint(resumable=True))
-        run.write_history(self._history)
-        draw_curves(run.curves, self._history)
+        run.write_history(self._progress.history)
+        draw_curves(run.curves, self._progress.history)
+        board.scalars(row, row["epoch"])
         return best
 
-    def _validation_due(self) -> bool:
+    def _validation_due(self, epoch: int) -> bool:
         if self._ending:
             return True
-        if self._epoch % self._config.validation.every:
+        if epoch % self._config.validation.every:
             return False
         if not self._budget.limited:
             return True
         since = monotonic() - self._validated_at
         return len(self._watched) * self._seconds_per_case <= _SHARE_OF_TRAINING * since
 
-    def _validate(self) -> Validation:
-        config = self._config
+    def _validate(self, epoch: int, board: Board) -> Validation:
+        """Dice of the watched cases, shared among the processes."""
+        config, world = self._config, self._job.world
         began = monotonic()
-        self._display.begin("validation", len(self._watched))
+        own = world.own(self._watched)
+        self._display.begin("validation", len(own))
         cases: dict[str, dict[str, float]] = {}
         predictions = segment_cases(
             self._stepper.served,
             self._card,
             self._job.compute,
-            self._watched,
+            own,
             config.validation.overlap,
         )
         self._fresh = []
         for prediction in predictions:
             case = prediction.volume.case
             truth = load_truth(case, prediction.volume, config.convention())
+            if len(cases) < _PICTURES:
+                picture = preview(prediction.volume, prediction.labels, truth)
+                board.picture(f"validation/{case.case_id}", picture, epoch)
             cases[case.case_id] = dice_of(prediction.labels, truth)
             self._display.update(len(cases))
-            if self._budget.limited:
+            if self._budget.limited and world.size == 1:
                 self._fresh.append(prediction)
             if self._budget.overdue():
                 break
+        everybodys = {name: dice for part in world.gather(cases) for name, dice in part.items()}
         self._validated_at = monotonic()
-        return Validation(cases, self._validated_at - began)
+        return Validation(dict(sorted(everybodys.items())), self._validated_at - began)
 
     def _checkpoint(self, resumable: bool) -> Checkpoint:
-        config = self._config
+        config, progress = self._config, self._progress
+        newest = progress.history[-1] if progress.history else {}
         mean = {
             key.removeprefix("dice_"): round(value, 4)
-            for key, value in self._history[-1].items()
+            for key, value in newest.items()
             if key.startswith("dice_") and value is not None
         }
         training = {
-            "epochs": self._epoch,
+            "epochs": progress.epoch,
             "cases": len(self._job.train),
             "validation_cases": len(self._watched),
-            "patches": sum(row["patches"] for row in self._history),
+            "patches": sum(row["patches"] for row in progress.history),
             "validation_dice": mean,
             "precision": self._job.compute.precision,
-        }
-        progress = {
-            "history": self._history,
-            "best": self._best,
-            "best_epoch": self._best_epoch,
-            "since_best": self._since_best,
         }
         return Checkpoint(
             model={
@@ -292,9 +292,9 @@ class Trainer:
             },
             architecture=config.architecture(),
             card=config.card(self._job.run.name, training),
-            epoch=self._epoch,
+            epoch=progress.epoch,
             config=config.to_dict(),
-            progress=progress,
+            progress=progress.to_json(),
             optimizer=self._stepper.state() if resumable else {},
         )
 
@@ -310,7 +310,8 @@ class Trainer:
             for case in self._job.train
         ]
         window = seconds_per_window(self._model, self._card, self._job.compute)
-        self._seconds_per_case = fmean(boxes) * window + _SECONDS_PER_CASE
+        seconds = fmean(boxes) * window + _SECONDS_PER_CASE
+        self._seconds_per_case = self._job.world.share(lambda: seconds)
         share = _SHARE_OF_BUDGET * self._budget.seconds
         room = max(1, int(share / self._seconds_per_case))
         self._watched = self._watched[:room]
@@ -335,26 +336,11 @@ class Trainer:
             config.convention(),
             config.validation.thresholds,
         )
-        ready = self._fresh if limited and self._best_epoch == self._epoch else None
+        newest = self._progress.best_epoch == self._progress.epoch
+        ready = self._fresh if limited and newest and job.world.size == 1 else None
         if ready is None:
             predictions = predict_best(job.run, plan)
             write_evaluation(job.run, plan, predictions, self._budget.overdue, self._display)
         else:
             # Seconds at most: what has been segmented is scored, even if the clock has run out.
             write_evaluation(job.run, plan, ready, lambda: False, self._display)
-
-
-def build_model(config: Config) -> UNet3D:
-    """A fresh network whose weights are a function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return config.architecture().build()
-
-
-def _tensorboard(run: RunDir) -> Any:
-    with warnings.catch_warnings():
-        # TensorBoard's own imports warn of things that are not ours to mend.
-        warnings.simplefilter("ignore")
-        from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run.tensorboard))

@@ -90,12 +90,14 @@ class CombinedLoss(nn.Module):
 
     def _dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
         """float32 (groups,): soft Dice of each group of classes."""
+        # Together: each class taken by itself would cost the backward pass a tensor of noughts.
+        by_class = probabilities.unbind(1)
         rows = []
         for group in self._groups:
-            called = probabilities[:, group[0]]
+            called = by_class[group[0]]
             true = target == group[0]
             for label in group[1:]:
-                called = called + probabilities[:, label]
+                called = called + by_class[label]
                 true = true | (target == label)
             rows.append(torch.stack(((called * true).sum(), called.sum() + true.sum())))
         sums = torch.stack(rows)

@@ -45,6 +45,11 @@ class RunDir:
         return self.path / "split.json"
 
     @property
+    def environment(self) -> Path:
+        """Versions, revision, machine, command."""
+        return self.path / "environment.json"
+
+    @property
     def history(self) -> Path:
         return self.path / "history.csv"
 
@@ -94,6 +99,11 @@ class RunDir:
             writer.writerow({key: _shown(row.get(key)) for key in COLUMNS})
         write_text(self.history, stream.getvalue())
 
+    def sweep(self) -> None:
+        """Remove what a killed process had begun to write: no other writes to this run."""
+        for path in self.path.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def prune(self, keep: int) -> None:
         """Remove all but the newest ``keep`` epoch_NNN.pt; a negative number keeps all."""
         if keep < 0:
@@ -122,7 +132,7 @@ def new_run(output: Path, name: str) -> RunDir:
             expected="a free name",
             remedy=f"choose another with --name, or go on with --resume --name {name}"
             if (path / "checkpoints" / "last.pt").is_file()
-            else "choose another with --name, or remove it: it ended before its first epoch",
+            else "choose another with --name, or remove it: it ended before it began",
         )
     return RunDir(path)
 

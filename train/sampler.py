@@ -7,12 +7,13 @@ from typing import Protocol
 import numpy as np
 from torch.utils.data import Sampler
 
-from runtime.errors import InputError
+from runtime.errors import InputError, UsageError
 from runtime.labels import Label
 from runtime.model_card import Shape3
 from runtime.windows import plan_windows
 from train.config import SamplingConfig
 from train.data import CachedCase
+from train.distributed import ALONE, World
 
 # Streams of random numbers; each draw has its own generator default_rng([seed, stream, ...]).
 _ORDER, _PATCH, _BACKGROUND = 1, 2, 3
@@ -139,14 +140,40 @@ def make_sampler(
 class EpochSampler(Sampler[Draw]):
     """Gives a `DataLoader` the draws of one epoch after another; set ``epoch`` before each.
 
-    With ``batch`` the last draws that do not fill a batch are left out, unless there are no others.
+    Several processes share every block of draws, each taking ``batch`` of them in a row: together
+    they step on the draws that one process would with a batch as large. The last draws that do not
+    fill a step are left out, unless there are no others and one process only.
+
+    Args:
+        sampler: says what an epoch is made of.
+        batch: patches that a process trains on at a time.
+        accumulate: how often before a step.
+        world: the processes.
+
+    Raises:
+        UsageError: an epoch is too short for so many processes.
     """
 
-    def __init__(self, sampler: PatchSampler, batch: int = 1) -> None:
+    def __init__(
+        self,
+        sampler: PatchSampler,
+        batch: int = 1,
+        accumulate: int = 1,
+        world: World = ALONE,
+    ) -> None:
         self._sampler = sampler
         self._batch = batch
+        self._accumulate = accumulate
+        self._world = world
         self.epoch = 0
         self._draws: tuple[int, list[Draw]] | None = None
+        if self._world.size > 1 and not self._current():
+            raise UsageError(
+                "--sampling.patches-per-epoch",
+                found=f"{len(sampler.draws(0))} patches for {self._world.size} processes",
+                expected=f"at least {batch * accumulate * self._world.size}, a step of all of them",
+                remedy="raise it, or start fewer processes",
+            )
 
     def __iter__(self) -> Iterator[Draw]:
         return iter(self._current())
@@ -157,7 +184,18 @@ class EpochSampler(Sampler[Draw]):
     def _current(self) -> list[Draw]:
         if self._draws is None or self._draws[0] != self.epoch:
             draws = self._sampler.draws(self.epoch)
+            block = self._batch * self._world.size
+            step = block * self._accumulate
             # Batch statistics of a lone patch differ from those of a whole batch.
-            whole = len(draws) // self._batch * self._batch
-            self._draws = (self.epoch, draws[:whole] if whole else draws)
+            whole = len(draws) // step * step
+            if whole or self._world.size > 1:
+                draws = draws[:whole]
+            first = self._batch * self._world.rank
+            if self._world.size > 1:
+                shares = [
+                    draws[start + first : start + first + self._batch]
+                    for start in range(0, len(draws), block)
+                ]
+                draws = [draw for share in shares for draw in share]
+            self._draws = (self.epoch, draws)
         return self._draws[1]

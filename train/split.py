@@ -1,11 +1,13 @@
 """Which cases train and which validate; visits of one patient never stand on both sides."""
 
+import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +27,17 @@ class Split:
     validation: tuple[str, ...]
     excluded: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, list[str]]:
-        """As stored in split.json."""
+    def to_json(self) -> dict[str, Any]:
+        """As stored in split.json, with a hash by which two runs can be told to share a split."""
+        lists = self._lists()
+        return {**lists, "sha256": self.digest()}
+
+    def digest(self) -> str:
+        """SHA-256 of the lists as compact JSON with sorted keys."""
+        text = json.dumps(self._lists(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _lists(self) -> dict[str, list[str]]:
         return {
             "train": list(self.train),
             "validation": list(self.validation),
@@ -46,11 +57,13 @@ def patient_of(case_id: str) -> str:
 def make_split(case_ids: Sequence[str], config: SplitConfig, seed: int) -> Split:
     """Split ``case_ids``, from which the excluded ones have been taken already.
 
-    A split.json wins over explicit lists, and those over the fraction. The fraction is of patients,
-    at least one where it is not 0; it does not depend on the order of ``case_ids``.
+    A split.json wins over explicit lists, those over folds, and those over the fraction. The
+    fraction is of patients, at least one where it is not 0. Nothing depends on the order of
+    ``case_ids``; visits of one patient stay together, in lists as well.
 
     Raises:
-        InputError: a listed case is not there or on both sides, or no case is left to train on.
+        InputError: a listed case is not there or on both sides, a patient is on both sides, there
+            are fewer patients than folds, or no case is left to train on.
     """
     if config.file:
         split = read_split(Path(config.file))
@@ -66,11 +79,31 @@ def make_split(case_ids: Sequence[str], config: SplitConfig, seed: int) -> Split
     for case_id in sorted(case_ids):
         patients[patient_of(case_id)].append(case_id)
     names = list(patients)
+    if config.folds:
+        return _fold(patients, config, seed)
     count = max(1, round(config.validation * len(names))) if config.validation > 0 else 0
     if count >= len(names):
         raise _nothing_left("split.validation", len(case_ids))
     order = np.random.default_rng([seed, 0]).permutation(len(names))
     chosen = {names[index] for index in order[:count]}
+    return Split(
+        train=_members(patients, (name for name in names if name not in chosen)),
+        validation=_members(patients, chosen),
+        excluded=tuple(sorted(config.exclude)),
+    )
+
+
+def _fold(patients: Mapping[str, list[str]], config: SplitConfig, seed: int) -> Split:
+    names = list(patients)
+    if config.folds > len(names):
+        raise InputError(
+            "split.folds",
+            found=f"{len(names)} patients for {config.folds} folds",
+            expected="a patient for each fold",
+            remedy="lower --folds, or add cases",
+        )
+    order = np.random.default_rng([seed, 0]).permutation(len(names))
+    chosen = {names[index] for index in order[config.fold :: config.folds]}
     return Split(
         train=_members(patients, (name for name in names if name not in chosen)),
         validation=_members(patients, chosen),
@@ -86,11 +119,12 @@ def read_split(path: Path) -> Split:
     """
     try:
         value = json.loads(path.read_text())
-        return Split(
+        split = Split(
             tuple(map(str, value["train"])),
             tuple(map(str, value["validation"])),
             tuple(map(str, value.get("excluded", ()))),
         )
+        stored = value.get("sha256", split.digest())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             path,
@@ -98,6 +132,14 @@ def read_split(path: Path) -> Split:
             expected='a JSON object with lists "train" and "validation", as in a run directory',
             remedy="correct split.file",
         ) from error
+    if stored != split.digest():
+        raise InputError(
+            path,
+            found="lists that do not have the hash beside them",
+            expected="a split as it was written",
+            remedy="restore it, or remove its sha256 if it was changed on purpose",
+        )
+    return split
 
 
 def _by_lists(
@@ -121,12 +163,25 @@ def _by_lists(
             expected="each case once",
             remedy="take it out of one of the lists",
         )
+    shared = {patient_of(name) for name in train} & {patient_of(name) for name in validation}
+    if shared:
+        patient = min(shared)
+        one, other = (
+            min(name for name in side if patient_of(name) == patient)
+            for side in (train, validation)
+        )
+        raise InputError(
+            where,
+            found=f"patient {patient} in training ({one}) and in validation ({other})",
+            expected="all visits of a patient on one side",
+            remedy="move one of them, or leave it out with --exclude",
+        )
     if not train:
         raise _nothing_left(where, len(case_ids))
     return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(exclude)))
 
 
-def _members(patients: dict[str, list[str]], names: Iterable[str]) -> tuple[str, ...]:
+def _members(patients: Mapping[str, list[str]], names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(case_id for name in names for case_id in patients[name]))
 
 

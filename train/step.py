@@ -1,36 +1,44 @@
 """One optimisation step, and what is done when it goes wrong."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import Any, Final
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from runtime.errors import ComputeError
 from train.augment_torch import DeviceAugment
 from train.average import WeightAverage
+from train.backend import is_out_of_memory
 from train.config import TrainConfig
 from train.device import Compute
+from train.distributed import ALONE, World
 from train.loss import CombinedLoss, Objective
 from train.patches import Batch
 from train.unet import UNet3D
 
 MAX_SKIPPED: Final = 10
 """Steps in a row without a finite loss and gradient after which a run is given up."""
-_STREAM: Final = 4
+# Sets dropout apart from the augmentation of the same patch.
+_STREAM: Final = 0x5EED
 
 
 class Stepper:
     """Owns the network's optimizer and its average; the network itself stays the caller's.
 
+    Where several processes train together, each steps with its share of a batch, and all of them
+    arrive at the same weights, running statistics and average, bit for bit.
+
     Args:
-        model: moved to the device.
+        model: moved to the device; its batch norms are replaced by synchronised ones where several
+            GPUs train together.
         config: how to optimise.
         compute: device and arithmetic.
-        seed: of dropout.
         augment: what is done to patches on the device; None where their loaders have done it.
+        world: the processes that train together.
 
     Attributes:
         skipped: steps skipped so far.
@@ -41,20 +49,30 @@ class Stepper:
         model: UNet3D,
         config: TrainConfig,
         compute: Compute,
-        seed: int,
         augment: DeviceAugment | None = None,
+        world: World = ALONE,
     ) -> None:
-        self._augment = augment
+        self._world = world
+        if world.size > 1 and compute.device.type == "cuda":
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         self._model = model.to(compute.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._config = config
         self._compute = compute
-        self._seed = seed
+        self._augment = augment
         loss = CombinedLoss(
-            config.cross_entropy, config.dice, model.classes, region_dice=config.region_dice
+            config.cross_entropy,
+            config.dice,
+            model.classes,
+            region_dice=config.region_dice,
+            reduce=world.sum_with_gradient if world.size > 1 else None,
         )
-        self._objective: Callable[[Tensor, Tensor], Tensor] = Objective(self._model, loss)
+        self._objective: nn.Module = Objective(self._model, loss)
+        if world.size > 1:
+            # Running statistics are averaged after each step instead of taken from the leader.
+            self._objective = DistributedDataParallel(self._objective, broadcast_buffers=False)
+        self._run: Callable[[Tensor, Tensor], Tensor] = self._objective
         if config.compile:
-            self._objective = torch.compile(self._objective)
+            self._run = torch.compile(self._objective)
         # Decay shrinks what convolves; scales and shifts of the normalisation are left alone.
         groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if p.ndim > 1]},
@@ -73,29 +91,32 @@ class Stepper:
         """The network to validate and to serve: the average where there is one."""
         return self._model if self._average is None else self._average.network
 
-    def step(self, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
+    def step(self, batch: Batch, lr: float) -> float | None:
         """Train on one batch.
 
         Args:
-            batch: of N patches; N is the batch times the accumulation, or less at the end of an
-                epoch.
+            batch: this process's N patches; N is the batch times the accumulation, or less at the
+                end of an epoch. Their seeds decide dropout as well.
             lr: learning rate of this step.
-            epoch, index: with the seed they decide the dropout.
 
         Returns:
-            The loss; None where it or its gradient was not finite and the step was skipped.
+            The loss, the mean over all processes; None where it or its gradient was not finite and
+            the step was skipped.
 
         Raises:
             ComputeError: too many skipped in a row, or out of memory.
         """
         try:
-            loss = self._attempt(batch, lr, epoch, index)
-        except torch.OutOfMemoryError as error:
+            loss = self._attempt(batch, lr)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise ComputeError(
                 str(self._compute.device),
-                found=f"not enough memory for {len(batch.voxels)} patches",
-                expected="room for a step",
-                remedy="lower --train.batch or --model.patch",
+                found=f"not enough memory for a step of {len(batch.voxels)} patches",
+                expected="room for one",
+                remedy="lower --train.batch (--train.accumulate makes up for it) or --model.patch; "
+                "the last checkpoint is kept, --resume goes on from it",
             ) from error
         if loss is not None:
             self._in_a_row = 0
@@ -112,10 +133,8 @@ class Stepper:
             )
         return None
 
-    def _attempt(self, batch: Batch, lr: float, epoch: int, index: int) -> float | None:
+    def _attempt(self, batch: Batch, lr: float) -> float | None:
         device, autocast = self._compute.device, self._compute.autocast
-        seed = np.random.SeedSequence([self._seed, _STREAM, epoch, index])
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]))
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._model.train()
@@ -126,19 +145,25 @@ class Stepper:
         total = torch.zeros((), device=device)
         for first in range(0, len(voxels), self._config.batch):
             micro = slice(first, first + self._config.batch)
+            # A function of the patch, wherever and by whomever it is trained on.
+            torch.manual_seed(int(batch.seeds[first]) ^ _STREAM)
             part = len(voxels[micro]) / len(voxels)
-            with torch.autocast(
-                device.type, autocast or torch.bfloat16, enabled=autocast is not None
+            with (
+                self._gradients_later(first + self._config.batch < len(voxels)),
+                torch.autocast(
+                    device.type, autocast or torch.bfloat16, enabled=autocast is not None
+                ),
             ):
-                loss = part * self._objective(voxels[micro], labels[micro])
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                loss = part * self._run(voxels[micro], labels[micro])
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self._model.parameters(), self._config.clip or float("inf")
         )
-        # The only moment at which the host waits for a device.
-        value, length = map(float, torch.stack((total, norm)).tolist())
+        # The only moment at which the host waits for a device. Everybody sees the same: what is not
+        # finite in one process has reached the others with its gradient.
+        value, length = map(float, torch.stack((self._world.mean(total), norm)).tolist())
         finite = isfinite(value) and isfinite(length)
         if finite or self._scaler.is_enabled():
             # The scaler skips a step that overflowed by itself, and lowers its scale.
@@ -147,9 +172,18 @@ class Stepper:
         if not finite:
             self._restore(before)
             return None
+        with torch.no_grad():
+            self._world.average_buffers(self._model)
         if self._average is not None:
             self._average.update(self._model)
         return value
+
+    def _gradients_later(self, later: bool) -> AbstractContextManager[None]:
+        """Leave gradients in each process until the last part of a batch."""
+        if later and isinstance(self._objective, DistributedDataParallel):
+            held: AbstractContextManager[None] = self._objective.no_sync()
+            return held
+        return nullcontext()
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         device = self._compute.device

@@ -1,0 +1,142 @@
+"""Processes that train one network together, as torchrun starts them; one is a world, too."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as differentiable
+from torch import Tensor, nn
+
+from runtime.errors import UsageError
+
+T = TypeVar("T")
+
+_TIMEOUT: Final = timedelta(hours=4)
+"""How long a process waits for the others: they validate cases of very different sizes."""
+_VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's place among those that train together.
+
+    Attributes:
+        rank: 0 leads: it alone writes, prints and decides about time.
+        size: number of processes.
+        local_rank: rank among those of this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives the leader, for everybody; called there alone."""
+        if self.size == 1:
+            return make()
+        box: list[Any] = [make() if self.leads else None]
+        dist.broadcast_object_list(box, src=0)
+        shared: T = box[0]
+        return shared
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's value, by rank, for everybody."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until everybody is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of everybody's tensor, the same bits everywhere; ``tensor`` holds it as well."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.size
+        return tensor
+
+    def sum_with_gradient(self, tensor: Tensor) -> Tensor:
+        """The sum of everybody's tensor, which passes gradients back to all of them.
+
+        Their mean over processes, which is what is stepped along, then is the gradient of one
+        process with all of the batch.
+        """
+        if self.size == 1:
+            return tensor
+        total: Tensor = differentiable.all_reduce(tensor)  # type: ignore[no-untyped-call]
+        return total
+
+    def average_buffers(self, module: nn.Module) -> None:
+        """Make the running statistics of a network everybody's mean."""
+        if self.size == 1:
+            return
+        statistics = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        if statistics:
+            flat = self.mean(torch.cat([buffer.flatten() for buffer in statistics]))
+            sizes = [buffer.numel() for buffer in statistics]
+            for buffer, values in zip(statistics, torch.split(flat, sizes), strict=True):
+                buffer.copy_(values.view_as(buffer))
+
+    def own(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's share of ``items``."""
+        return items[self.rank :: self.size]
+
+
+ALONE: Final = World()
+"""One process."""
+
+
+def place() -> World:
+    """This process's place, from what torchrun says in the environment.
+
+    Raises:
+        UsageError: the environment says half of it.
+    """
+    given = [name for name in _VARIABLES if name in os.environ]
+    if not given:
+        return ALONE
+    try:
+        rank, size, local_rank = (int(os.environ[name]) for name in _VARIABLES)
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            "the environment",
+            found=f"{', '.join(given)} without a number in each of {', '.join(_VARIABLES)}",
+            expected="all of them, as torchrun sets them, or none",
+            remedy="start brats-train with torchrun, or clear them",
+        ) from error
+    return World(rank, size, local_rank)
+
+
+@contextmanager
+def joined(world: World, device: torch.device) -> Iterator[None]:
+    """Meet the other processes, and part from them at the end; nothing to do for one alone."""
+    if world.size == 1:
+        yield
+        return
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        # Objects travel between hosts, gradients between GPUs.
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=_TIMEOUT,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

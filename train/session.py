@@ -1,0 +1,125 @@
+"""What brats-train does, in order: device, data, split, cache, training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from runtime.atomic import write_json
+from runtime.case import Case
+from runtime.errors import UsageError
+from train import device as devices
+from train.cli import Arguments
+from train.config import Config
+from train.config_file import to_yaml, write_config
+from train.data import CachedCase, cached, find_labelled
+from train.display import Display
+from train.distributed import World, joined, place
+from train.dry_run import dry_run
+from train.loop import Job, Trainer
+from train.memory import keep_freed_memory
+from train.provenance import provenance
+from train.run_dir import RunDir
+from train.schedule import TimeBudget
+from train.split import Split, make_split, read_split
+
+
+def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Console) -> int:
+    """Train, or say what training would do.
+
+    Args:
+        arguments: the resolved command line.
+        given: the command line as it was typed.
+        run: the run directory that this process chose; the leader's is taken.
+        console: for people.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BratsError: of every kind.
+    """
+    minutes = arguments.max_minutes
+    budget = TimeBudget(None if minutes is None else minutes * 60)
+    config, world = arguments.keys, place()
+    compute = devices.choose(
+        config.device, config.train.precision, config.threads, world.local_rank
+    )
+    if compute.device.type == "cpu":
+        keep_freed_memory()
+    quiet = arguments.quiet or not world.leads
+    if quiet:
+        console = Console(quiet=True)
+    with joined(world, compute.device):
+        run = world.share(lambda: run)
+        shared = f", {world.size} processes" if world.size > 1 else ""
+        console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision}){shared}")
+        console.print(to_yaml(config).rstrip(), markup=False, highlight=False)
+        cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
+        console.print(f"{len(cases)} labelled cases in {config.data}", markup=False)
+        split = (
+            read_split(run.split)
+            if arguments.resume
+            else make_split([case.case_id for case in cases], config.split, config.seed)
+        )
+        if arguments.dry_run:
+            if world.leads:
+                dry_run(config, cases, split, compute, console)
+            return 0
+        chosen = _chosen(split, cases, run, config)
+        with Display(console, quiet) as display:
+            cache = Path(config.cache) if config.cache else arguments.output / ".cache"
+            prepared = _prepared(chosen, config, cache, world, display)
+            job = Job(
+                config=config,
+                run=run,
+                train=prepared[: len(split.train)],
+                validation=chosen[len(split.train) :],
+                compute=compute,
+                world=world,
+            )
+            trainer = Trainer(job, budget, display)
+            if arguments.resume:
+                trainer.resume()
+            if world.leads:
+                run.sweep()
+                write_config(run.config, config)
+                write_json(run.split, split.to_json())
+                write_json(run.environment, provenance(given, compute, world))
+            trainer.fit()
+            display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
+    return 0
+
+
+def _chosen(split: Split, cases: Sequence[Case], run: RunDir, config: Config) -> list[Case]:
+    """The cases of the split, those to train on first."""
+    by_id = {case.case_id: case for case in cases}
+    names = (*split.train, *split.validation)
+    for name in names:
+        if name not in by_id:
+            raise UsageError(
+                run.split,
+                found=f"case {name}, which is not in {config.data}",
+                expected="the cases the run was begun with",
+                remedy="name their folder with --data",
+            )
+    return [by_id[name] for name in names]
+
+
+def _prepared(
+    cases: Sequence[Case], config: Config, cache: Path, world: World, display: Display
+) -> list[CachedCase]:
+    """The cases from the cache; one process of each machine fills it, the others find it full."""
+    display.begin("preparing cases", len(cases))
+    ready: list[str] = []
+
+    def done(case_id: str) -> None:
+        ready.append(case_id)
+        display.update(len(ready))
+
+    entries: list[CachedCase] = []
+    for fills in (True, False):
+        if fills == (world.local_rank == 0):
+            entries = cached(cases, config.card("cache"), cache, config.convention(), done)
+        world.wait()
+    return entries
