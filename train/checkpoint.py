@@ -180,11 +180,11 @@ def load_tutorial(
     architecture = TutorialArchitecture.of(state)
     with torch.device("meta"):
         network = TutorialUNet3D(architecture)
-    trained_anew = "train one with brats-train --config tutorial"
-    fill(network, state, path, _TUTORIALS, "weights of another architecture", trained_anew)
+    another = "choose another, or train one with brats-train --config tutorial"
+    fill(network, state, path, _TUTORIALS, "weights of another architecture", another)
     if architecture.classes != len(Label):
         found = f"a network of {architecture.classes} classes for {len(Label)} labels"
-        raise _TUTORIALS.error(path, found, trained_anew)
+        raise _TUTORIALS.error(path, found, another)
     names = tuple(modalities or MODALITIES)
     if len(names) != architecture.in_channels:
         raise UsageError(
