@@ -22,6 +22,7 @@ from runtime.errors import InputError, UsageError
 from runtime.model_card import ModelCard
 from runtime.model_dir import ModelDir
 from runtime.phantom import Enhancement, write_phantoms
+from tests.test_torch_file import Runs
 from tests.tiny_export import bytes_of, exported
 from train.checkpoint import (
     Architecture,
@@ -523,6 +524,20 @@ def test_a_truncated_checkpoint_loses_nothing(
     assert bytes_of(tmp_path) == before
 
 
+def test_code_beside_the_weights_is_refused_with_a_remedy(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    path, mark = tmp_path / "x.pth", tmp_path / "mark"
+    saved(segmenting(), path, callbacks=[Runs(mark)])
+    for flags in ((), ("--from", "tutorial")):
+        assert exported(path, *flags, "-o", tmp_path / "model") == 3
+        said = message_of(capsys)
+        assert "more than tensors and strings (posix.system)" in said
+        assert ("save its weights alone" in said) == bool(flags)
+    assert not mark.exists()
+    assert not (tmp_path / "model").exists()
+
+
 def changed(tmp_path: Path, **change: Any) -> Path:
     """A checkpoint with other weights under some names; None drops one."""
     state: dict[str, Any] = {**segmenting().state_dict(), **change}
@@ -554,6 +569,10 @@ def changed(tmp_path: Path, **change: Any) -> Path:
         (
             {"deconv_blk4.deconv.0.weight": torch.ones(14, 12, 3, 3, 3)},
             "(of another shape: deconv_blk4.deconv.0.weight is 14x12x3x3x3 instead of 14x12x2x2x2)",
+        ),
+        (
+            {"conv_blk2.conv1.0.weight": torch.ones(0, 8, 3, 3, 3)},
+            "conv_blk2.conv1.0.weight is 0x8x3x3x3 instead of 32x8x3x3x3",
         ),
         (
             {"conv_blk1.conv1.1.num_batches_tracked": torch.ones(3)},

@@ -64,7 +64,7 @@ class TutorialArchitecture:
 
         def size(name: str, axis: int, usual: int) -> int:
             tensor = state.get(f"{name}.weight")
-            return tensor.shape[axis] if isinstance(tensor, Tensor) and tensor.ndim == 5 else usual
+            return (isinstance(tensor, Tensor) and tensor.ndim == 5 and tensor.shape[axis]) or usual
 
         return cls(
             in_channels=size("conv_blk1.conv1.0", 1, 4),
