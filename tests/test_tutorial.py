@@ -524,9 +524,7 @@ def test_a_truncated_checkpoint_loses_nothing(
     assert bytes_of(tmp_path) == before
 
 
-def test_code_beside_the_weights_is_refused_with_a_remedy(
-    tmp_path: Path, capsys: Captured
-) -> None:
+def test_code_beside_the_weights_is_refused_with_a_remedy(tmp_path: Path, capsys: Captured) -> None:
     path, mark = tmp_path / "x.pth", tmp_path / "mark"
     saved(segmenting(), path, callbacks=[Runs(mark)])
     for flags in ((), ("--from", "tutorial")):
