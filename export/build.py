@@ -59,7 +59,8 @@ def build(
     Args:
         network: maps float32 (N, C, X, Y, Z) to logits; in evaluation mode.
         card: stored in every graph.
-        forms: of the up branches; "k4" is made in any case.
+        forms: of the up branches; "k4" is made in any case, and no other of a graph in which none
+            can be composed, since it would be the same.
         threads: for the CPU backends; None means all cores.
     """
     traced = trace(network, card)
@@ -69,6 +70,8 @@ def build(
         graphs[form] = onnx.ModelProto()
         graphs[form].CopyFrom(traced)
         reports[form] = fuse(graphs[form], form)
+        if not reports["k4"].composed:
+            break
     data = {form: graph.SerializeToString() for form, graph in graphs.items()}
     candidates = [
         _candidate("ort", OrtBackend, form, stored, card, threads) for form, stored in data.items()

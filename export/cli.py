@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import tyro
 from rich.console import Console
 
-from runtime.cli.console import optional, parse, rest_idle_threads, run
+from runtime.cli.console import CommaShape, optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
 
 ENGINE_BATCH: Final = 16
@@ -22,6 +22,14 @@ class ExportArgs:
 
     checkpoint: Annotated[tyro.conf.Positional[Path | None], optional("[CHECKPOINT]")] = None
     """Checkpoint, the newest run's by default; or a model directory that is to get engines."""
+    origin: Annotated[Literal["brats-train", "tutorial"], tyro.conf.arg(name="from")] = (
+        "brats-train"
+    )
+    """What trained it: brats-train, or the published BraTS2020 tutorial."""
+    channels: Annotated[str | None, optional("A,B,C,D")] = None
+    """Channels of a tutorial's network in order; flair,t1,t1ce,t2 by default."""
+    patch: Annotated[CommaShape | None, optional("X,Y,Z")] = None
+    """Window shape of a tutorial's network; 128,128,64 by default."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"]), optional("DIR")] = None
     """Model directory to write: model, or the one that is to get engines."""
     fp16: bool = False
@@ -55,7 +63,7 @@ class ExportArgs:
     allow_inconclusive: bool = False
     """Release although the cases could not decide; recorded in the certificate."""
     name: Annotated[str | None, optional("NAME")] = None
-    """Name for the model; the run's by default."""
+    """Name for the model; by default the run's, or that of a tutorial's file."""
     runs: Path = RUNS
     """Where runs are looked for."""
     threads: Annotated[int | None, optional("N")] = None
@@ -133,6 +141,16 @@ def check(options: ExportArgs) -> None:
             "one of the two: a static batch is that of the card",
             "drop one of them",
         ),
+        *(
+            (
+                given is not None and options.origin != "tutorial",
+                flag,
+                "a checkpoint of brats-train, whose card says that",
+                "the flag with --from tutorial only",
+                f"drop {flag}, or add --from tutorial",
+            )
+            for flag, given in (("--channels", options.channels), ("--patch", options.patch))
+        ),
     ]
     for is_wrong, where, found, expected, remedy in wrong:
         if is_wrong:
@@ -146,6 +164,7 @@ def check_adding(options: ExportArgs) -> None:
         UsageError: names the flags.
     """
     given = {
+        "--from tutorial": options.origin == "tutorial",
         "--fp16": options.fp16,
         "--bf16": options.bf16,
         "--strict-fp16": options.strict_fp16,

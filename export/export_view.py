@@ -10,12 +10,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from export.fuse import FusionReport
 from export.produce import Product
 
 
 def say(console: Console, line: str, style: str = "") -> None:
     """A line as it is, whatever its length."""
     console.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def show_graph(report: FusionReport, console: Console) -> None:
+    """What was rewritten in the graph, and what could not be."""
+    composed = f"{report.composed} up branches composed into one transposed convolution each"
+    say(
+        console,
+        f"graph: {report.folded} batch norms folded, "
+        + (composed if report.composed else "no up branch composed"),
+    )
+    for note in report.left_alone:
+        say(console, f"left alone: {note}")
 
 
 def show_product(product: Product, reference: str, console: Console) -> None:

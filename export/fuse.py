@@ -1,5 +1,5 @@
-"""Exact graph rewrites: batch norms fold into convolutions, and the decoder's up branches take the
-form that the device at hand runs fastest (`export.up_branch`).
+"""Exact graph rewrites: batch norms fold into (transposed) convolutions, and the decoder's up
+branches take the form that the device at hand runs fastest (`export.up_branch`).
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ class FusionReport:
     """What was rewritten.
 
     Attributes:
-        folded: batch norms folded into convolutions.
+        folded: batch norms folded into convolutions, plain or transposed.
         composed: up-convolutions composed with the convolution after the concatenation; 0 in the
             form "unfused".
-        left_alone: one sentence per place that looks like an up branch and is not one that
-            composes exactly, in whichever form.
+        left_alone: for each reason, a sentence that names the up-convolutions that do not compose
+            exactly because of it, in whichever form.
         up_branch: the form that was asked for.
     """
 
@@ -52,20 +52,25 @@ def _fold_batch_norms(graph: Graph) -> int:
     folded = 0
     for norm in [node for node in graph.nodes if node.op_type == "BatchNormalization"]:
         conv = graph.producer(norm.input[0])
-        if conv is None or conv.op_type != "Conv" or not graph.used_once(norm.input[0]):
+        if conv is None or not graph.used_once(norm.input[0]):
+            continue
+        axis = _channel_axis(conv)
+        if axis is None:
             continue
         scale, shift, mean, variance = (
             graph.constants[name].astype(np.float64) for name in norm.input[1:5]
         )
         factor = scale / np.sqrt(variance + attributes_of(norm).get("epsilon", 1e-5))
         weight = graph.weight(conv)
-        bias = (graph.bias(conv, len(weight)) - mean) * factor + shift
+        bias = (graph.bias(conv, weight.shape[axis]) - mean) * factor + shift
+        along = [1] * weight.ndim
+        along[axis] = -1
         name = conv.input[1]
         folded_conv = helper.make_node(
-            "Conv",
+            conv.op_type,
             [
                 conv.input[0],
-                graph.store(f"{name}.folded", weight * factor[:, None, None, None, None]),
+                graph.store(f"{name}.folded", weight * factor.reshape(along)),
                 graph.store(f"{name}.bias", bias),
             ],
             [norm.output[0]],
@@ -76,3 +81,15 @@ def _fold_batch_norms(graph: Graph) -> int:
         graph.remove(norm)
         folded += 1
     return folded
+
+
+def _channel_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of a node's weight that its output channels lie along; None if no batch norm after
+    it can be folded.
+    """
+    if node.op_type == "Conv":
+        return 0
+    # In groups, the output channels of a transposed convolution lie along both axes.
+    if node.op_type == "ConvTranspose" and attributes_of(node).get("group", 1) == 1:
+        return 1
+    return None

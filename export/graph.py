@@ -102,3 +102,13 @@ class Graph:
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     """Attributes of a node by name, as Python values."""
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
+
+
+def layer_of(node: onnx.NodeProto) -> str:
+    """The name that a (transposed) convolution has in the network, such as "encoder.0.conv1".
+
+    PyTorch's exporter names a weight after its module; a node whose weight is not named so goes by
+    its own name.
+    """
+    layer, dot, _ = node.input[1].rpartition(".weight")
+    return layer.removeprefix("network.") if dot else node.name

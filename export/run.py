@@ -16,7 +16,7 @@ from export.cli import ExportArgs, check_adding
 from export.engine_choice import EngineChoice, add_engines, drop_unused_forms
 from export.engine_view import EngineView
 from export.engines import EngineDevice, EngineOptions
-from export.export_view import say, show_product
+from export.export_view import say, show_graph, show_product
 from export.parity import CaseList, Gate, Reference
 from export.precision import Reduced
 from export.produce import Parity, Product, Reductions, from_model, from_network
@@ -27,11 +27,13 @@ from runtime.backends import Backend, BackendInfo
 from runtime.backends.driver import cuda_devices, gpu
 from runtime.backends.ort import OrtBackend
 from runtime.backends.tensorrt_library import load_tensorrt
-from runtime.errors import BackendUnavailableError, BratsError, OutputError
+from runtime.dataset_json import resolve_channels
+from runtime.errors import BackendUnavailableError, BratsError, OutputError, UsageError
 from runtime.model_card import ModelCard
 from runtime.model_dir import MANIFEST, ONNX_FP32, ModelDir
 from train.backend import TorchBackend
-from train.checkpoint import load_model, newest_run
+from train.checkpoint import load_model, load_tutorial, newest_run
+from train.tutorial import PATCH as TUTORIAL_PATCH
 
 
 def export(options: ExportArgs, console: Console) -> None:
@@ -85,13 +87,7 @@ def export(options: ExportArgs, console: Console) -> None:
 def _from_checkpoint(
     options: ExportArgs, device: EngineDevice | None, told: Callable[[str], None], console: Console
 ) -> tuple[Product, Parity]:
-    checkpoint = options.checkpoint
-    if checkpoint is None:
-        checkpoint = newest_run(options.runs) / "checkpoints" / "best.pt"
-    elif checkpoint.is_dir():
-        checkpoint = checkpoint / "checkpoints" / "best.pt"
-    say(console, f"checkpoint {checkpoint}")
-    network, card = load_model(checkpoint)
+    network, card = _loaded(options, console)
     if options.name:
         card = replace(card, name=options.name)
     forms: tuple[UpBranch, ...] = ("k4",)
@@ -99,13 +95,7 @@ def _from_checkpoint(
         forms = ("k4", "unfused", "interleave")
     told("tracing and rewriting the graph")
     built = build(network, card, forms, options.threads)
-    say(
-        console,
-        f"graph: {built.report.folded} batch norms folded, {built.report.composed} up branches "
-        "composed into one transposed convolution each",
-    )
-    for note in built.report.left_alone:
-        say(console, f"left alone: {note}")
+    show_graph(built.report, console)
     kinds: list[Reduced] = []
     if options.fp16:
         kinds.append("fp16")
@@ -116,6 +106,32 @@ def _from_checkpoint(
         tuple(kinds), options.strict_fp16, _on_gpu(card, device) if device is not None else None
     )
     return from_network(built, card, parity, wanted), parity
+
+
+def _loaded(options: ExportArgs, console: Console) -> tuple[torch.nn.Module, ModelCard]:
+    """The network that is to be exported, and its card."""
+    checkpoint = options.checkpoint
+    if options.origin == "tutorial":
+        if checkpoint is None:
+            raise UsageError(
+                "--from tutorial",
+                found="no checkpoint",
+                expected="the file that the tutorial's training has saved",
+                remedy="name it: brats-export best_model.pth --from tutorial",
+            )
+        say(console, f"checkpoint {checkpoint} of the tutorial")
+        given = options.channels
+        names = resolve_channels("--channels", given.split(",")) if given else None
+        network, card = load_tutorial(checkpoint, names, options.patch or TUTORIAL_PATCH)
+        # The checkpoint cannot say so, and a wrong order shows in nothing but the label maps.
+        say(console, f"channels: {', '.join(card.modalities)} (--channels names another order)")
+        return network, card
+    if checkpoint is None:
+        checkpoint = newest_run(options.runs) / "checkpoints" / "best.pt"
+    elif checkpoint.is_dir():
+        checkpoint = checkpoint / "checkpoints" / "best.pt"
+    say(console, f"checkpoint {checkpoint}")
+    return load_model(checkpoint)
 
 
 def _parity(options: ExportArgs, reference: Backend, told: Callable[[str], None]) -> Parity:

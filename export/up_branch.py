@@ -35,7 +35,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from export.graph import Float64, Graph, attributes_of
+from export.graph import Float64, Graph, attributes_of, layer_of
 
 UpBranch = Literal["k4", "unfused", "interleave"]
 _AXES: Final = 3
@@ -45,24 +45,25 @@ def compose_up_branches(graph: Graph, form: UpBranch) -> tuple[int, list[str]]:
     """Give every up branch of the graph the wanted form; "unfused" changes nothing.
 
     Returns:
-        How many were composed, and a sentence for each that cannot be composed exactly and is left
-        as it is, whatever the form.
+        How many were composed, and for each reason why some cannot be composed exactly a sentence
+        that names them. Those are left as they are, whatever the form.
     """
-    composed, left_alone = 0, []
+    composed = 0
+    left_alone: dict[str, list[str]] = {}
     for concat in [node for node in graph.nodes if node.op_type == "Concat"]:
         up = _up_convolution(graph, concat)
         if up is None:
             continue
         reason = _why_not(graph, concat, up)
         if reason:
-            left_alone.append(f"{up.name}: {reason}")
+            left_alone.setdefault(reason, []).append(layer_of(up))
             continue
         if form == "unfused":
             continue
         for conv in graph.consumers(concat.output[0]):
             graph.replace(conv, _composed(graph, up, concat, conv, _FORMS[form]))
         composed += 1
-    return composed, left_alone
+    return composed, [f"{', '.join(names)}: {reason}" for reason, names in left_alone.items()]
 
 
 def _up_convolution(graph: Graph, concat: onnx.NodeProto) -> onnx.NodeProto | None:

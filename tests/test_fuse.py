@@ -317,3 +317,64 @@ def test_a_batch_norm_whose_input_is_used_elsewhere_stays() -> None:
     before = in_float64(model, image)
     assert fuse(model).folded == 0
     np.testing.assert_array_equal(in_float64(model, image), before)
+
+
+def norm_after_up_convolution(*, bias: bool, group: int = 1) -> onnx.ModelProto:
+    """4 channels to 4: a factor along the wrong axis of the weight would have the right shape."""
+    rng = np.random.default_rng(29)
+    weights = {
+        "w": rng.standard_normal((4, 4 // group, 2, 2, 2)),
+        "scale": rng.uniform(-2, 2, 4),
+        "shift": rng.standard_normal(4),
+        "mean": rng.standard_normal(4) * 3,
+        "variance": np.array([1e-4, 0.5, 4.0, 1.0]),
+    }
+    inputs = ["x", "w"]
+    if bias:
+        weights["b"] = rng.standard_normal(4)
+        inputs.append("b")
+    nodes = [
+        helper.make_node(
+            "ConvTranspose",
+            inputs,
+            ["y"],
+            name="up",
+            kernel_shape=[2] * 3,
+            strides=[2] * 3,
+            group=group,
+        ),
+        helper.make_node(
+            "BatchNormalization", ["y", "scale", "shift", "mean", "variance"], ["out"], epsilon=1e-5
+        ),
+    ]
+    return graph_of(nodes, weights, channels_in=4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_batch_norm_folds_into_a_transposed_convolution_by_its_definition(bias: bool) -> None:
+    model = norm_after_up_convolution(bias=bias)
+    values = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    image = image_of((2, 4, 3, 2, 5))
+    # y[o, 2 i + a] = sum over c of x[c, i] w[c, o, a]: windows of the result do not overlap.
+    raw = np.einsum("ncxyz,coijk->noxiyjzk", image.astype(np.float64), values["w"])
+    raw = raw.reshape(2, 4, 6, 4, 10)
+
+    def column(name: str) -> Array:
+        return np.asarray(values[name][None, :, None, None, None])
+
+    if bias:
+        raw = raw + column("b")
+    expected = (raw - column("mean")) / np.sqrt(column("variance") + np.float32(1e-5)) * column(
+        "scale"
+    ) + column("shift")
+    assert fuse(model).folded == 1
+    assert operators(model) == ["ConvTranspose"]
+    np.testing.assert_allclose(in_float64(model, image), expected, rtol=1e-10, atol=1e-9)
+
+
+def test_a_batch_norm_after_a_transposed_convolution_in_groups_stays() -> None:
+    model = norm_after_up_convolution(bias=False, group=2)
+    image = image_of((1, 4, 2, 2, 2))
+    before = in_float64(model, image)
+    assert fuse(model).folded == 0
+    np.testing.assert_array_equal(in_float64(model, image), before)

@@ -197,6 +197,16 @@ def test_no_file_holds_what_a_reviewer_would_send_back() -> None:
     assert found == []
 
 
+def test_pytorch_files_are_read_in_one_place() -> None:
+    readers = {
+        name_of(path)
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and dotted(node.func) == "torch.load"
+    }
+    assert readers == {"train/torch_file.py"}
+
+
 def test_the_check_of_faults_sees_them() -> None:
     code = """
 try:

@@ -1,24 +1,42 @@
 """What a training run leaves behind: tensors and JSON strings, so that loading runs no code."""
 
 import json
-import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from zipfile import BadZipFile, is_zipfile
 
 import torch
 from torch import Tensor
 
 from runtime.atomic import open_atomic
-from runtime.errors import InputError
-from runtime.model_card import ModelCard
+from runtime.errors import InputError, UsageError
+from runtime.labels import MODALITIES, Label
+from runtime.model_card import ModelCard, Shape3
+from train.state_dict import fill
+from train.torch_file import Wanted, read_torch_file
+from train.tutorial import (
+    PATCH,
+    TutorialArchitecture,
+    TutorialUNet3D,
+    card_of,
+    looks_like_tutorial,
+    state_of,
+)
 from train.unet import UNet3D
 
 FORMAT: Final = "brats-deploy.checkpoint"
 SCHEMA: Final = 1
 _KEYS: Final = ("model", "architecture", "card", "config", "progress", "optimizer")
+_OURS: Final = Wanted(
+    f"a checkpoint of schema {SCHEMA} as brats-train writes it",
+    "copy the file again, or choose another checkpoint of the run",
+)
+_TUTORIALS: Final = Wanted(
+    "a checkpoint of the published tutorial",
+    "copy the file again, or choose another checkpoint",
+    "save its weights alone, with torch.save({'model_state_dict': model.state_dict()}, FILE)",
+)
 
 
 @dataclass(frozen=True)
@@ -90,16 +108,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: missing, truncated, damaged, not one of ours, or of another schema.
     """
-    value = _read(path)
-    if value.get("format") != FORMAT or any(key not in value for key in _KEYS):
-        raise _bad(path, "a PyTorch file that is not a checkpoint of brats-train")
+    value = read_torch_file(path, _OURS)
+    if looks_like_tutorial(value):
+        raise _OURS.error(
+            path,
+            "what looks like a checkpoint of the published tutorial",
+            "export it with brats-export --from tutorial",
+        )
+    if not _is_ours(value) or any(key not in value for key in _KEYS):
+        raise _OURS.error(path, "a PyTorch file that is not a checkpoint of brats-train")
     if value.get("schema") != SCHEMA:
-        raise _bad(path, f"a checkpoint of schema {value.get('schema')}")
+        raise _OURS.error(path, f"a checkpoint of schema {value.get('schema')}")
     try:
         architecture = json.loads(value["architecture"])
         architecture["features"] = tuple(architecture["features"])
         return Checkpoint(
-            model=value["model"],
+            model=dict(value["model"]),
             architecture=Architecture(**architecture),
             card=ModelCard.from_json(value["card"], path),
             epoch=int(value["epoch"]),
@@ -108,7 +132,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             optimizer=value["optimizer"],
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise _bad(path, f"an unreadable checkpoint ({error})") from error
+        raise _OURS.error(path, f"an unreadable checkpoint ({error})") from error
 
 
 def load_model(path: Path) -> tuple[UNet3D, ModelCard]:
@@ -127,12 +151,60 @@ def restore_weights(model: UNet3D, checkpoint: Checkpoint, path: Path) -> None:
     """Put the weights of ``checkpoint`` (read from ``path``) into ``model``.
 
     Raises:
-        InputError: they do not fit.
+        InputError: they do not fit; it names the first keys that differ.
     """
-    try:
-        model.load_state_dict(dict(checkpoint.model))
-    except RuntimeError as error:
-        raise _bad(path, "weights that do not fit the architecture beside them") from error
+    wrong = "weights that do not fit the architecture beside them"
+    fill(model, checkpoint.model, path, _OURS, wrong)
+
+
+def load_tutorial(
+    path: Path, modalities: Sequence[str] | None = None, patch: Shape3 = PATCH
+) -> tuple[TutorialUNet3D, ModelCard]:
+    """The network of a checkpoint of the published tutorial in eval mode, float32 on the CPU, and a
+    card for it.
+
+    Args:
+        path: as the tutorial leaves it: a table with the weights under ``model_state_dict``, or the
+            weights alone.
+        modalities: of the channels in order, which the file does not say; None for flair, t1,
+            t1ce, t2.
+        patch: (X, Y, Z) of a window in voxels, which it does not say either.
+
+    Raises:
+        InputError: missing, truncated, damaged, or of another architecture.
+        UsageError: ``modalities`` or ``patch`` do not suit the network.
+    """
+    value = read_torch_file(path, _TUTORIALS)
+    if _is_ours(value):
+        raise _TUTORIALS.error(path, "a checkpoint of brats-train", "drop --from tutorial")
+    state = state_of(value)
+    if state is None:
+        raise _TUTORIALS.error(path, "a PyTorch file without weights under model_state_dict")
+    architecture = TutorialArchitecture.of(state)
+    with torch.device("meta"):
+        network = TutorialUNet3D(architecture)
+    another = "choose another, or train one with brats-train --config tutorial"
+    fill(network, state, path, _TUTORIALS, "weights of another architecture", another)
+    if architecture.classes != len(Label):
+        found = f"a network of {architecture.classes} classes for {len(Label)} labels"
+        raise _TUTORIALS.error(path, found, another)
+    names = tuple(modalities or MODALITIES)
+    if len(names) != architecture.in_channels:
+        raise UsageError(
+            "--channels",
+            found=", ".join(names),
+            expected=f"a modality for each of the {architecture.in_channels} channels that the "
+            f"network in {path} takes",
+            remedy="name them in the order in which they were stacked for training",
+        )
+    if any(size < 1 or size % network.divisor for size in patch):
+        raise UsageError(
+            "--patch",
+            found=",".join(map(str, patch)),
+            expected=f"multiples of {network.divisor}, as the network in {path} needs",
+            remedy="name the patch that it was trained on",
+        )
+    return network.eval(), card_of(value, network, path.stem, names, patch)
 
 
 def newest_run(runs: Path) -> Path:
@@ -152,32 +224,5 @@ def newest_run(runs: Path) -> Path:
     return best[-1].parent.parent
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(
-            path,
-            found="nothing",
-            expected="a checkpoint of brats-train (.pt)",
-            remedy="check the path, or train a model with brats-train",
-        )
-    try:
-        if not is_zipfile(path):
-            raise BadZipFile("truncated, or not a PyTorch file")
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _bad(path, "a PyTorch file that holds more than tensors and strings") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise _bad(path, f"an unreadable file ({first})") from error
-    if not isinstance(value, dict):
-        raise _bad(path, "a PyTorch file that is not a checkpoint of brats-train")
-    return value
-
-
-def _bad(path: Path, found: str) -> InputError:
-    return InputError(
-        path,
-        found=found,
-        expected=f"a checkpoint of schema {SCHEMA} as brats-train writes it",
-        remedy="copy the file again, or choose another checkpoint of the run",
-    )
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("format") == FORMAT

@@ -159,6 +159,43 @@ FAULTS = (
         "tests/test_fuse.py::test_a_batch_norm_folds_by_its_definition[1e-05-False]",
     ),
     Fault(
+        "batch-norm-folded-along-the-wrong-axis",
+        "export/fuse.py",
+        "        return 1\n    return None",
+        "        return 0\n    return None",
+        "tests/test_fuse.py::"
+        "test_a_batch_norm_folds_into_a_transposed_convolution_by_its_definition[False]",
+    ),
+    Fault(
+        "residual-before-the-relu",
+        "train/tutorial.py",
+        "self.conv2(self.conv1(x)) + self.residual_upsampler(x)",
+        "torch.relu(self.conv2[:2](self.conv1(x)) + self.residual_upsampler(x))",
+        "tests/test_tutorial.py::test_the_network_is_the_one_described[False-False]",
+    ),
+    Fault(
+        "skip-before-what-comes-up",
+        "train/tutorial.py",
+        "torch.cat((up, skips[level - 1]), dim=1)",
+        "torch.cat((skips[level - 1], up), dim=1)",
+        "tests/test_tutorial.py::test_the_network_is_the_one_described[False-False]",
+    ),
+    Fault(
+        "tutorial-normalised-over-the-brain",
+        "train/tutorial.py",
+        'normalisation="zscore-volume"',
+        'normalisation="zscore-brain"',
+        "tests/test_tutorial.py::"
+        "test_the_card_says_what_the_tutorial_does_and_what_the_checkpoint_claims",
+    ),
+    Fault(
+        "any-global-of-a-pickle-allowed",
+        "train/torch_file.py",
+        "with numpy_numbers():",
+        "with torch.serialization.safe_globals([Path(path).__class__]), numpy_numbers():",
+        "tests/test_torch_file.py::test_nothing_but_numbers_of_numpy_is_read[PosixPath]",
+    ),
+    Fault(
         "skip-and-upsampled-swapped",
         "export/up_branch.py",
         "of_up, of_skip = parts if up_first else parts[::-1]",
