@@ -1,10 +1,13 @@
 """Cache, split and samplers: what is cut, and that nothing depends on who cuts it."""
 
+import hashlib
 import json
+import multiprocessing
 import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -125,6 +128,41 @@ def test_a_crash_while_writing_leaves_no_entry(
     assert len(cached(cases[:1], CARD, tmp_path)) == 1
 
 
+def _fill(cache: Path, root: Path, barrier: Any) -> None:
+    barrier.wait(timeout=60)
+    entries = cached(find_labelled(root), CARD, cache)
+    assert all(entry.voxels().shape[1:] == entry.shape for entry in entries)
+
+
+def test_writers_may_fill_one_cache_at_once(root: Path, cases: list[Case], tmp_path: Path) -> None:
+    spawned = multiprocessing.get_context("spawn")
+    barrier = spawned.Barrier(3)
+    cache = tmp_path / "cache"
+    writers = [spawned.Process(target=_fill, args=(cache, root, barrier)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(timeout=120)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    # Every entry once, whole, and nothing that was begun beside it.
+    assert len(list(cache.iterdir())) == len(cases)
+    alone = cached(cases, CARD, tmp_path / "alone")
+    for one, two in zip(cached(cases, CARD, cache), alone, strict=True):
+        assert one.folder.name == two.folder.name
+        for name in ("voxels.npy", "labels.npy", "positions.npy", "case.json"):
+            assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def test_one_case_under_two_names_is_refused(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "BraTSPhantom_0009"
+    shutil.copytree(root, tmp_path / "in")
+    shutil.copytree(tmp_path / "in" / "BraTSPhantom_0002", folder)
+    for path in folder.iterdir():
+        path.rename(folder / path.name.replace("0002", "0009"))
+    with pytest.raises(InputError, match="images of case BraTSPhantom_0009 are those of case Bra"):
+        cached(find_labelled(tmp_path / "in"), CARD, tmp_path / "cache")
+
+
 def test_cases_without_truth_are_named(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "in")
     (tmp_path / "in" / "BraTSPhantom_0002" / "BraTSPhantom_0002_seg.nii.gz").unlink()
@@ -176,6 +214,33 @@ def test_a_fraction_of_patients_validates() -> None:
     assert make_split(ids, SplitConfig(validation=0.2), seed=1) != split
 
 
+def test_folds_cover_the_patients_once() -> None:
+    ids = [f"BraTS-GLI-{patient:05d}-{visit:03d}" for patient in range(12) for visit in range(2)]
+    folds = [make_split(ids, SplitConfig(folds=5, fold=fold), seed=3) for fold in range(5)]
+    assert sorted(case for split in folds for case in split.validation) == ids
+    for split in folds:
+        assert not {patient_of(c) for c in split.train} & {patient_of(c) for c in split.validation}
+        assert sorted(split.train + split.validation) == ids
+        assert len(split.validation) in (4, 6)
+    again = make_split(ids[::-1], SplitConfig(folds=5, fold=2), seed=3)
+    assert again == folds[2]
+    assert make_split(ids, SplitConfig(folds=5, fold=2), seed=4) != folds[2]
+
+
+def test_a_split_carries_its_hash(tmp_path: Path) -> None:
+    split = make_split(["a", "b", "c"], SplitConfig(validation_cases=("c",)), 0)
+    value = split.to_json()
+    text = '{"excluded":[],"train":["a","b"],"validation":["c"]}'
+    assert value["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({**value, "train": ["a"]}))
+    with pytest.raises(InputError, match="do not have the hash beside them"):
+        read_split(path)
+    del value["sha256"]
+    path.write_text(json.dumps(value))
+    assert read_split(path) == split
+
+
 def test_lists_and_files_decide_the_split(tmp_path: Path) -> None:
     ids = ["a", "b", "c", "d"]
     split = make_split(ids, SplitConfig(validation_cases=("d",), exclude=("x",)), 0)
@@ -196,11 +261,16 @@ def test_lists_and_files_decide_the_split(tmp_path: Path) -> None:
         (SplitConfig(train_cases=("a",), validation_cases=("a",)), "in training and in validation"),
         (SplitConfig(validation=0.9), "none left"),
         (SplitConfig(file="missing.json"), "no readable split"),
+        (SplitConfig(folds=4), "3 patients for 4 folds"),
+        (
+            SplitConfig(validation_cases=("Brats18_TCIA_X_1",)),
+            r"patient Brats18_TCIA_X in training \(Brats18_TCIA_X_2\) and in validation",
+        ),
     ],
 )
 def test_impossible_splits_are_input_errors(config: SplitConfig, found: str) -> None:
     with pytest.raises(InputError, match=found):
-        make_split(["a", "b"], config, 0)
+        make_split(["a", "b", "Brats18_TCIA_X_1", "Brats18_TCIA_X_2"], config, 0)
 
 
 # Samplers

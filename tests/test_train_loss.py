@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.loss import CombinedLoss
+from train.loss import CombinedLoss, Objective
+from train.unet import UNet3D
 
 
 def _batch(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -93,3 +94,41 @@ def test_refuses_shapes_that_do_not_fit() -> None:
         CombinedLoss()(logits, labels[:, None])
     with pytest.raises(ValueError, match="do not fit"):
         CombinedLoss(classes=3)(logits, labels)
+
+
+def test_regions_are_unions_of_labels() -> None:
+    """Every region's Dice by hand in float64: WT is all tumour, TC is NCR and ET, ET is ET."""
+    logits, labels = _batch(3)
+    probabilities = torch.softmax(logits.double(), 1)
+    scores = []
+    for members in ((1, 2, 3), (1, 3), (3,)):
+        called = probabilities[:, list(members)].sum(1)
+        true = torch.isin(labels, torch.tensor(members)).double()
+        scores.append(2 * (called * true).sum() / (called.sum() + true.sum()))
+    expected = 1 - torch.stack(scores).mean()
+    loss = CombinedLoss(cross_entropy=0, dice=0, region_dice=2.0)(logits, labels)
+    assert float(loss) == pytest.approx(2 * float(expected), rel=1e-5)
+    both = CombinedLoss(cross_entropy=0.5, dice=0.5, region_dice=2.0)(logits, labels)
+    assert float(both) == pytest.approx(float(loss) + _by_hand(logits, labels), rel=1e-5)
+
+
+def test_levels_weigh_half_of_the_one_above() -> None:
+    generator = torch.Generator().manual_seed(1)
+    network = UNet3D(features=(4, 8, 16), dropout=0.0, deep_supervision=1)
+    voxels = torch.randn(2, 4, 8, 8, 8, generator=generator)
+    labels = torch.randint(0, 4, (2, 8, 8, 8), generator=generator)
+    fine, coarse = network.outputs(voxels)
+    assert coarse.shape == (2, 4, 4, 4, 4)
+    loss = CombinedLoss()
+    expected = (loss(fine, labels) + loss(coarse, labels[:, ::2, ::2, ::2]) / 2) / 1.5
+    torch.testing.assert_close(Objective(network, loss)(voxels, labels), expected)
+    torch.testing.assert_close(network(voxels), fine)
+
+
+def test_without_coarser_heads_the_objective_is_the_loss() -> None:
+    network = UNet3D(features=(4, 8), dropout=0.0)
+    voxels = torch.randn(2, 4, 8, 8, 8)
+    truth = torch.randint(0, 4, (2, 8, 8, 8))
+    objective = Objective(network, CombinedLoss())
+    expected = CombinedLoss()(network(voxels), truth)
+    torch.testing.assert_close(objective(voxels, truth), expected)

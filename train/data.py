@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,12 +36,14 @@ class CachedCase:
         folder: holds the arrays.
         shape: (x, y, z) of the box.
         counts: voxels of NCR, ED and ET in the box.
+        content: SHA-256 of the contents of the images: equal for equal ones.
     """
 
     case_id: str
     folder: Path
     shape: Shape3
     counts: tuple[int, int, int]
+    content: str = ""
 
     def voxels(self) -> npt.NDArray[np.float16]:
         """float16 (C, x, y, z), memory-mapped, read-only: `preprocess.prepare`'s, rounded."""
@@ -141,7 +143,7 @@ def cached(
         In the order of ``cases``.
 
     Raises:
-        InputError: as for `prepare_case`.
+        InputError: as for `prepare_case`, or two cases have the same images.
         OutputError: the cache cannot be written.
     """
     check_writable(cache)
@@ -158,11 +160,28 @@ def cached(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [entries[case.case_id] for case in cases]
+    ordered = [entries[case.case_id] for case in cases]
+    _check_distinct(cases, ordered)
+    return ordered
+
+
+def _check_distinct(cases: Sequence[Case], entries: Sequence[CachedCase]) -> None:
+    """Refuse one patient's images under two names: both sides of a split would know them."""
+    seen: dict[str, str] = {}
+    for case, entry in zip(cases, entries, strict=True):
+        other = seen.setdefault(entry.content, case.case_id)
+        if other != case.case_id:
+            raise InputError(
+                case.folder,
+                found=f"the images of case {case.case_id} are those of case {other}",
+                expected="each case once",
+                remedy=f"leave one of them out (--exclude {case.case_id})",
+            )
 
 
 def _entry(case: Case, card: ModelCard, cache: Path, convention: Convention | None) -> CachedCase:
-    folder = cache / f"{case.case_id}-{_key(case, card, convention)[:16]}"
+    images = {name: (_digest(source.path), source.channel) for name, source in case.images.items()}
+    folder = cache / f"{case.case_id}-{_key(case, images, card, convention)[:16]}"
     entry = _open(case.case_id, folder)
     if entry is None:
         prepared, labels = prepare_case(case, card, convention)
@@ -170,14 +189,22 @@ def _entry(case: Case, card: ModelCard, cache: Path, convention: Convention | No
         entry = _open(case.case_id, folder)
     if entry is None:
         raise RuntimeError(f"{folder} cannot be read back")
-    return entry
+    return replace(entry, content=_hash(images))
 
 
-def _key(case: Case, card: ModelCard, convention: Convention | None) -> str:
-    files = {name: (source.path, source.channel) for name, source in case.images.items()}
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _key(
+    case: Case,
+    images: Mapping[str, tuple[str, int | None]],
+    card: ModelCard,
+    convention: Convention | None,
+) -> str:
     contents = {
         "schema": CACHE_SCHEMA,
-        "images": {name: (_digest(path), channel) for name, (path, channel) in files.items()},
+        "images": images,
         "labels": _digest(case.labels) if case.labels is not None else None,
         "convention": str(convention or case.convention),
         "modalities": card.modalities,
@@ -186,7 +213,7 @@ def _key(case: Case, card: ModelCard, convention: Convention | None) -> str:
         "normalisation": card.normalisation,
         "patch": card.patch,
     }
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+    return _hash(contents)
 
 
 def _digest(path: Path) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 from runtime.atomic import write_json, write_text
 from runtime.case import Case
-from runtime.labels import Convention
+from runtime.labels import REGIONS, Convention
 from runtime.metrics import SCORED, Scores, score_case, summarise, to_json
 from runtime.model_card import PostprocessRule
+from runtime.postprocess import postprocess
 from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from train.checkpoint import load_checkpoint, restore_weights, save_checkpoint
@@ -16,7 +19,7 @@ from train.display import Display
 from train.pictures import draw_sample
 from train.run_dir import RunDir
 from train.thresholds import Labelled, learn_rule
-from train.validate import PROFILE, segment_cases
+from train.validate import PROFILE, dice_of, segment_cases
 
 SAMPLES = 3
 
@@ -40,8 +43,15 @@ class EvaluationPlan:
     thresholds: bool = False
 
 
-def predict_best(run: RunDir, plan: EvaluationPlan) -> Iterator[Prediction]:
-    """Segment the plan's cases with ``run``'s best checkpoint.
+def predict_best(
+    run: RunDir, plan: EvaluationPlan, without: str | None = None
+) -> Iterator[Prediction]:
+    """Segment the plan's cases with ``run``'s best checkpoint, not post-processed.
+
+    Args:
+        run: whose best.pt.
+        plan: cases, device, windows.
+        without: a modality to leave out.
 
     Raises:
         InputError: the checkpoint or a case cannot be read.
@@ -52,7 +62,7 @@ def predict_best(run: RunDir, plan: EvaluationPlan) -> Iterator[Prediction]:
     restore_weights(model, checkpoint, run.best)
     # A resumed run may have learned a rule before; it is learned anew from what the network says.
     card = replace(checkpoint.card, postprocess=PostprocessRule())
-    yield from segment_cases(model, card, plan.compute, plan.cases, plan.overlap)
+    yield from segment_cases(model, card, plan.compute, plan.cases, plan.overlap, without)
 
 
 def write_evaluation(
@@ -96,31 +106,66 @@ def write_evaluation(
     learned = None
     if plan.thresholds and labelled:
         learned = learn_rule(labelled)
-        _store_rule(run, learned.rule)
+        _update_card(run, postprocess=learned.rule)
     rule = PostprocessRule() if learned is None else learned.rule
     scores = {case.case_id: _scored(case, rule) for case in labelled}
+    missing = _without_each(run, plan, rule, enough, display)
     value = {
         "checkpoint": run.best.name,
         "precision": plan.compute.precision,
         "overlap": plan.overlap,
         "left_out": left_out,
         "postprocess": None if learned is None else learned.to_json(ids),
+        "dice_without_modality": missing,
         **to_json(PROFILE, scores),
     }
     write_json(run.evaluation, value)
     text = metrics_table(scores)
     if learned is not None:
         text += f"\n{learned.sentence()}\n"
+    for modality, dice in missing.items():
+        figures = ", ".join(f"{region} {value:.4f}" for region, value in dice.items())
+        text += f"\nWithout {modality}: mean Dice {figures}.\n"
     if left_out:
         text += f"\nNo time was left for: {', '.join(left_out)}\n"
     write_text(run.evaluation_text, text)
 
 
-def _store_rule(run: RunDir, rule: PostprocessRule) -> None:
-    """Put the rule into the card of best.pt, which is what gets exported."""
+def _without_each(
+    run: RunDir,
+    plan: EvaluationPlan,
+    rule: PostprocessRule,
+    enough: Callable[[], bool],
+    display: Display,
+) -> dict[str, dict[str, float]]:
+    """Mean Dice by region without each of the modalities that the card lets be absent, as far as
+    time allows; also in the card, beside that permission.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for modality in load_checkpoint(run.best).card.tolerates_missing:
+        if enough():
+            break
+        display.begin(f"evaluation without {modality}", len(plan.cases))
+        scores = []
+        for prediction in predict_best(run, plan, modality):
+            truth = load_truth(prediction.volume.case, None, plan.convention)
+            spacing = prediction.volume.grid.spacing
+            labels = postprocess(prediction.labels, rule, spacing)
+            scores.append(dice_of(labels, truth))
+            display.update(len(scores))
+        found[modality] = {
+            region: round(fmean(score[region] for score in scores), 4) for region in REGIONS
+        }
+    if found:
+        training = load_checkpoint(run.best).card.training
+        _update_card(run, training={**training, "dice_without_modality": found})
+    return found
+
+
+def _update_card(run: RunDir, **changes: Any) -> None:
+    """Change the card of best.pt, which is what gets exported."""
     checkpoint = load_checkpoint(run.best)
-    card = replace(checkpoint.card, postprocess=rule)
-    save_checkpoint(run.best, replace(checkpoint, card=card))
+    save_checkpoint(run.best, replace(checkpoint, card=replace(checkpoint.card, **changes)))
 
 
 def _scored(case: Labelled, rule: PostprocessRule) -> dict[str, Scores]:

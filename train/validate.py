@@ -1,7 +1,7 @@
 """Whole cases through the served `Segmenter`: Dice while training, all figures at the end."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from time import monotonic
 
@@ -48,8 +48,17 @@ def segment_cases(
     compute: Compute,
     cases: Sequence[Case],
     overlap: float,
+    without: str | None = None,
 ) -> Iterator[Prediction]:
     """Segment case after case with a live network, in the arithmetic of ``compute``.
+
+    Args:
+        model: maps normalised modalities to logits.
+        card: its contract.
+        compute: device and arithmetic.
+        cases: in order.
+        overlap: of windows.
+        without: a modality that is left out of each case, as if it had no file.
 
     Raises:
         InputError: a case does not suit the model.
@@ -61,7 +70,11 @@ def segment_cases(
         batch = 1 if compute.device.type == "cpu" else card.inference.batch
         segmenter = Segmenter(backend, SegmentOptions(overlap=overlap, batch=batch))
         for case in cases:
-            yield segmenter.segment(nifti.load(case))
+            volume = nifti.load(case)
+            if without is not None:
+                kept = {name: image for name, image in volume.images.items() if name != without}
+                volume = replace(volume, images=kept)
+            yield segmenter.segment(volume)
     finally:
         backend.close()
 
