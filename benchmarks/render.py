@@ -1,6 +1,6 @@
 """Write measured figures into the generated blocks of RESULTS.md: `python -m benchmarks.render`.
 
-    python -m benchmarks.render BENCHMARK_JSON      peers, patient, memory and parity
+    python -m benchmarks.render BENCHMARK_JSON      peers, patient, memory, parity and training
     python -m benchmarks.render --scores SCORES_JSON PREDICTIONS_DIR      scores of real cases
 
 A block stands between `<!-- name -->` and `<!-- /name -->`; what is outside of blocks is prose.
@@ -128,6 +128,49 @@ def parity(run: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def loading(run: dict[str, Any]) -> str:
+    """Patches a second of loading and augmenting beside those of the step."""
+    rows = [
+        [
+            _network(one),
+            one["augmentation"],
+            f"{one['loader_patches_s']:.1f}",
+            f"{one['step_patches_s']:.2f}",
+            f"{one['processes_to_feed_it']:.2f}",
+        ]
+        for one in _by_question(run, "loading")
+    ]
+    head = (
+        "network and patch",
+        "augmentation",
+        "loader patches/s, one process",
+        "step patches/s",
+        "processes the step needs",
+    )
+    return f"{table(head, rows)}\n\n{machine(run)}"
+
+
+def training(run: dict[str, Any]) -> str:
+    """A training step of a plain MONAI loop against ours, ratios with their spread."""
+    rows = [
+        [
+            _network(one),
+            one["precision"],
+            f"{one['peer_s']:.2f}",
+            f"{one['ours_s']:.2f}",
+            f"**{one['ratio_median']:.2f}** ({one['ratio_min']:.2f}-{one['ratio_max']:.2f})",
+        ]
+        for one in _by_question(run, "a training step")
+    ]
+    head = ("network and patch", "ours in", "MONAI s a step", "ours s a step", "ratio (spread)")
+    return f"{table(head, rows)}\n\n{machine(run)}"
+
+
+def _network(one: dict[str, Any]) -> str:
+    features, patch = ("-".join(map(str, one["features"])), "x".join(map(str, one["patch"])))
+    return f"{features}, {patch}"
+
+
 def scores(evaluation: dict[str, Any], predictions: Path) -> str:
     """Dice per case, region and label, HD95 per region, seconds."""
     rows = []
@@ -176,6 +219,7 @@ def main(args: Sequence[str]) -> None:
         run = json.loads(Path(args[0]).read_text())
         blocks = {"same crop": ("peers", peers), "patient": ("patient", patient)}
         blocks |= {"memory": ("memory", memory), "parity": ("parity", parity)}
+        blocks |= {"loading": ("loading", loading), "a training step": ("training", training)}
         for question, (name, render) in blocks.items():
             if _by_question(run, question):
                 text = replace_block(text, name, render(run))

@@ -1,0 +1,213 @@
+"""Does loading keep up with the step, and how does a step compare with a plain MONAI script's?
+
+Both loops train the same network on patches of the same size of the same case, with flips and a
+random contrast, cross-entropy and soft Dice, AdamW. MONAI's is written as its BraTS tutorial is:
+`CacheDataset` holds the normalised case, random transforms, `DiceCELoss`, PyTorch as it comes.
+Ours is `train.step.Stepper` on the loader of `train.loop`. Steps are timed in turn.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.conftest import THREADS
+from runtime.case import Case
+from runtime.labels import MODALITIES
+from train.augment_torch import DeviceAugment
+from train.augment_torchio import PatchAugment
+from train.config import AugmentConfig, Config
+from train.config_file import find_config, read_config
+from train.data import CachedCase, cached
+from train.device import Compute, choose
+from train.memory import keep_freed_memory
+from train.patches import Batch, PatchDataset, patch_loader
+from train.sampler import EpochSampler, RandomSampler
+from train.step import Stepper
+
+Step = Callable[[], None]
+STEPS = 2
+PATCHES = 10_000
+ALIKE = AugmentConfig(flip=0.5, contrast=1.0, contrast_scale=0.1, contrast_shift=0.1)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:monai"),
+]
+
+
+def _config(name: str) -> Config:
+    return read_config(find_config(name))
+
+
+@pytest.fixture(scope="session", params=["small_cpu", "brats2020"])
+def config(request: pytest.FixtureRequest) -> Config:
+    keep_freed_memory()
+    return _config(request.param)
+
+
+@pytest.fixture(scope="session")
+def entry(config: Config, case: Case, tmp_path_factory: pytest.TempPathFactory) -> CachedCase:
+    if case.labels is None:
+        pytest.skip(f"case {case.case_id} has no label map to train on")
+    (found,) = cached([case], config.card("benchmark"), tmp_path_factory.mktemp("cache"))
+    return found
+
+
+def _batches(config: Config, entry: CachedCase, augment: PatchAugment | None) -> Iterator[Batch]:
+    """Our loader, in this process, without end."""
+    patch, batch = config.model.patch, config.train.batch
+    sampling = replace(config.sampling, patches_per_epoch=PATCHES)
+    sampler = EpochSampler(RandomSampler([entry], patch, sampling, 0), batch)
+    dataset = PatchDataset([entry], patch, augment)
+    return iter(patch_loader(dataset, sampler, batch, workers=0, pin=False))
+
+
+@pytest.mark.parametrize("where", ["loader", "device"])
+def bench_loading(
+    benchmark: Any,
+    config: Config,
+    entry: CachedCase,
+    where: Literal["loader", "device"],
+    rounds: int,
+) -> None:
+    """Patches a second of one process, as the configuration augments them; and of the step."""
+    on_device = DeviceAugment(config.augment, MODALITIES)
+    batches = _batches(
+        config, entry, None if where == "device" else PatchAugment(config.augment, MODALITIES)
+    )
+    # A patch's changes are drawn: enough patches to see the usual mix of them.
+    count = 12
+
+    def load() -> None:
+        for _ in range(count):
+            batch = next(batches)
+            if where == "device":
+                on_device(batch.voxels.float(), batch.labels, batch.seeds.tolist())
+
+    load()
+    benchmark.pedantic(load, rounds=rounds, iterations=1)
+    rate = count * config.train.batch / benchmark.stats["median"]
+    step = _ours(config, entry, choose("cpu", "auto", THREADS))
+    step()
+    began = perf_counter()
+    step()
+    step_rate = config.train.batch / (perf_counter() - began)
+    benchmark.extra_info |= {
+        "question": "loading against the step",
+        "augmentation": "TorchIO" if where == "loader" else "PyTorch",
+        "features": list(config.model.features),
+        "patch": list(config.model.patch),
+        "loader_patches_s": rate,
+        "step_patches_s": step_rate,
+        "processes_to_feed_it": step_rate / rate,
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def bench_step_against_monai(
+    benchmark: Any, config: Config, entry: CachedCase, case: Case, precision: str, rounds: int
+) -> None:
+    """A step of a plain MONAI loop and one of ours, loading included, in turn."""
+    pytest.importorskip("monai", reason="MONAI is in the extra bench")
+    config = replace(
+        config,
+        augment=ALIKE,
+        model=replace(config.model, deep_supervision=0, dropout=0.0),
+        train=replace(config.train, region_dice=0.0, cross_entropy=0.5, dice=0.5, ema=0.0),
+    )
+    compute = choose("cpu", precision, THREADS)
+    peer, ours = _monai(config, case), _ours(config, entry, compute)
+    ratios: list[float] = []
+    seconds: dict[str, list[float]] = {"peer": [], "ours": []}
+
+    def timed(name: str, step: Step) -> float:
+        began = perf_counter()
+        for _ in range(STEPS):
+            step()
+        seconds[name].append((perf_counter() - began) / STEPS)
+        return seconds[name][-1]
+
+    def run_ours() -> None:
+        ratios.append(seconds["peer"][-1] / timed("ours", ours))
+
+    peer()
+    ours()
+    benchmark.pedantic(
+        run_ours, setup=lambda: timed("peer", peer) and None, rounds=max(3, rounds), iterations=1
+    )
+    benchmark.extra_info |= {
+        "question": "a training step against MONAI",
+        "precision": compute.precision,
+        "features": list(config.model.features),
+        "patch": list(config.model.patch),
+        "peer_s": statistics.median(seconds["peer"]),
+        "ours_s": statistics.median(seconds["ours"]),
+        "ratio_min": min(ratios),
+        "ratio_median": statistics.median(ratios),
+        "ratio_max": max(ratios),
+    }
+
+
+def _ours(config: Config, entry: CachedCase, compute: Compute) -> Step:
+    network = config.architecture().build(0)
+    stepper = Stepper(network, config.train, compute, DeviceAugment(config.augment, MODALITIES))
+    batches = _batches(config, entry, None)
+
+    def step() -> None:
+        if stepper.step(next(batches), 1e-4) is None:
+            raise ValueError("a loss that is not finite")
+
+    return step
+
+
+def _monai(config: Config, case: Case) -> Step:
+    """MONAI's BraTS tutorial with our network and patch, on a CPU."""
+    import monai.transforms as mt
+    from monai.data import CacheDataset, DataLoader
+    from monai.losses import DiceCELoss
+
+    network: nn.Module = config.architecture().build(0)
+    files = {
+        "image": [str(Path(case.images[name].path)) for name in MODALITIES],
+        "label": str(case.labels),
+    }
+    transforms = mt.Compose(
+        [
+            mt.LoadImaged(keys=["image", "label"]),
+            mt.EnsureChannelFirstd(keys=["image", "label"]),
+            mt.EnsureTyped(keys=["image", "label"]),
+            mt.Lambdad(keys="label", func=lambda label: torch.where(label == 4, 3, label)),
+            mt.CropForegroundd(keys=["image", "label"], source_key="image"),
+            mt.NormalizeIntensityd(keys="image", nonzero=True, channel_wise=True),
+            mt.RandSpatialCropd(
+                keys=["image", "label"], roi_size=config.model.patch, random_size=False
+            ),
+            *[mt.RandFlipd(keys=["image", "label"], prob=0.5, spatial_axis=a) for a in range(3)],
+            mt.RandScaleIntensityd(keys="image", factors=0.1, prob=1.0),
+            mt.RandShiftIntensityd(keys="image", offsets=0.1, prob=1.0),
+        ]
+    )
+    dataset = CacheDataset([files] * PATCHES, transforms, cache_num=1, progress=False)
+    # The first item is the cached one: every batch draws from it.
+    loader = DataLoader(dataset, batch_size=config.train.batch, sampler=[0] * PATCHES)
+    loss = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-4, weight_decay=1e-5)
+    batches = iter(loader)
+    network.train()
+
+    def step() -> None:
+        batch = next(batches)
+        optimizer.zero_grad()
+        value = loss(network(batch["image"].as_tensor()), batch["label"].as_tensor())
+        value.backward()
+        optimizer.step()
+
+    return step
