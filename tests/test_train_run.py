@@ -228,8 +228,11 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     flags = [flag for flag in TINY if flag != "--quiet"]
     assert main(["--config", "demo", "-d", str(data), "-o", str(out), *flags, "--dry-run"]) == 0
     text = capsys.readouterr().err
-    for word in ("3 train, 1 validate", "32x32x32", "M parameters", "GiB", "loss"):
+    for word in ("3 train, 1 validate", "32x32x32", "M parameters", "GiB free", "loss"):
         assert word in text
+    assert "4 of 4: usable" in text
+    assert "GiB on disk" in text
+    assert "too little" not in text
     assert not out.exists()
 
 
