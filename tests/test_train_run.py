@@ -1,12 +1,14 @@
 """Whole runs on small phantoms: what they write, how they stop, resume and fail."""
 
 import csv
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from train.cli import main
 from train.config import TrainConfig
 from train.config_file import read_config
 from train.device import Compute
+from train.display import duration, epoch_line
 from train.patches import Batch
 from train.run_dir import COLUMNS, RunDir
 from train.schedule import TimeBudget, learning_rate
@@ -332,7 +335,54 @@ def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
 
 
+def test_a_step_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = UNet3D(features=(4, 8))
+    stepper = _stepper(model)
+    monkeypatch.setattr(model, "outputs", full)
+    with pytest.raises(ComputeError, match=r"not enough memory for a step of 2 patches.*batch"):
+        stepper.step(_batch(), 1e-3)
+
+
+def test_a_full_disk_exits_7_and_keeps_the_last_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = torch.save
+    written = count()
+
+    def save(value: dict[str, object], file: IO[bytes]) -> None:
+        # The first checkpoint of the first epoch: last.pt of epoch 0 is there.
+        if next(written) == 1:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved(value, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    flags = ["--train.epochs", "2", "--sampling.patches-per-epoch", "4", "--train.keep-epochs", "0"]
+    assert _train(data, tmp_path, "--name", "full", *flags) == 7
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "Traceback" not in error
+    checkpoints = tmp_path / "full" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.pt"]
+    monkeypatch.setattr(torch, "save", saved)
+    assert main(["--resume", "--name", "full", "-o", str(tmp_path), "--quiet"]) == 0
+    assert load_checkpoint(checkpoints / "last.pt").epoch == 2
+
+
 # The schedule and the clock
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (600, "10 min"), (9000, "2.5 h"), (89, "89 s")]
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+    row = {"epoch": 1, "loss": 0.5, "lr": 1e-3, "patches": 4, "seconds": 2.0, "skipped": 0}
+    assert epoch_line(row, 9, False, seconds).endswith(f"2.00 patches/s  {text} left")
+    assert epoch_line(row, 9, False, 0).endswith("patches/s")
 
 
 def test_learning_rate_rises_and_falls() -> None:

@@ -59,8 +59,15 @@ class Display:
             self._next_line = monotonic() + _LINE_EVERY
 
 
-def epoch_line(row: Mapping[str, Any], epochs: int, best: bool) -> str:
-    """One line about an epoch, from its row of the history."""
+def epoch_line(row: Mapping[str, Any], epochs: int, best: bool, left: float | None = None) -> str:
+    """One line about an epoch, from its row of the history.
+
+    Args:
+        row: see `train.run_dir.COLUMNS`.
+        epochs: of the run.
+        best: whether it is the best so far.
+        left: seconds that the run will still take; None where nobody knows.
+    """
     loss = "none" if row["loss"] is None else f"{row['loss']:.4f}"
     rate = row["patches"] / row["seconds"] if row["seconds"] else 0.0
     text = f"epoch {row['epoch']}/{epochs}  loss {loss}  lr {row['lr']:.2g}  {rate:.2f} patches/s"
@@ -69,4 +76,13 @@ def epoch_line(row: Mapping[str, Any], epochs: int, best: bool) -> str:
     if row.get("dice_mean") is not None:
         regions = "  ".join(f"{name} {row[f'dice_{name}']:.3f}" for name in REGIONS)
         text += f"  Dice {row['dice_mean']:.3f} ({regions})" + (" best" if best else "")
+    if left:
+        text += f"  {duration(left)} left"
     return text
+
+
+def duration(seconds: float) -> str:
+    """Such as 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
 """The training loop: epochs, validation, checkpoints, early stopping, the clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from time import monotonic
@@ -13,7 +13,6 @@ from runtime.errors import InputError, UsageError
 from runtime.report import preview
 from runtime.segmenter import Prediction
 from runtime.truth import load_truth
-from runtime.windows import plan_windows
 from train.augment_torch import DeviceAugment
 from train.augment_torchio import PatchAugment
 from train.board import Board
@@ -24,6 +23,7 @@ from train.device import Compute
 from train.display import Display, epoch_line
 from train.distributed import ALONE, World
 from train.evaluate import EvaluationPlan, predict_best, write_evaluation
+from train.pace import Pace
 from train.patches import Item, PatchDataset, augments_on_device, patch_loader, worker_count
 from train.pictures import draw_curves
 from train.progress import Progress
@@ -33,11 +33,6 @@ from train.schedule import TimeBudget, learning_rate
 from train.step import Stepper
 from train.validate import Validation, dice_of, seconds_per_window, segment_cases
 
-# Parts of a limited time that one validation may take; all of them together stay below a quarter.
-_SHARE_OF_BUDGET = 0.1
-_SHARE_OF_TRAINING = 0.15
-_SECONDS_PER_CASE = 1.5
-_SECONDS_TO_SCORE = 5.0
 # Validation cases that TensorBoard shows.
 _PICTURES = 2
 
@@ -73,7 +68,6 @@ class Trainer:
     def __init__(self, job: Job, budget: TimeBudget, display: Display) -> None:
         self._job = job
         self._config = config = job.config
-        self._budget = budget
         self._display = display
         self._card = config.card(job.run.name)
         on_gpu = job.compute.device.type == "cuda"
@@ -97,12 +91,9 @@ class Trainer:
             job.world,
         )
         self._progress = Progress()
-        self._validated_at = 0.0
-        self._step_seconds = 0.0
+        self._pace = Pace(config, budget, job.world)
+        self._watched: tuple[Case, ...] = ()
         self._ending = False
-        limit = config.validation.limit or len(job.validation)
-        self._watched = tuple(job.validation[:limit])
-        self._seconds_per_case = 0.0
         # Predictions of the newest validation, kept under a time limit to be scored at the end.
         self._fresh: list[Prediction] = []
 
@@ -142,7 +133,13 @@ class Trainer:
             OutputError: the run directory cannot be written.
         """
         leads = self._job.world.leads
-        self._plan_time()
+        self._watched, sentence = self._pace.begin(
+            self._job.validation,
+            [case.shape for case in self._job.train],
+            lambda: seconds_per_window(self._model, self._card, self._job.compute),
+        )
+        if sentence:
+            self._display.say(sentence)
         if leads and not self._job.run.last.is_file():
             # Whenever the run is killed from now on, it can be resumed.
             save_checkpoint(self._job.run.last, self._checkpoint(resumable=True))
@@ -150,7 +147,8 @@ class Trainer:
             while not self._finished():
                 row = self._train_epoch()
                 best = self._after_epoch(row, board)
-                self._display.say(epoch_line(row, self._config.train.epochs, best))
+                left = 0.0 if self._ending else self._pace.seconds_left(self._progress.history)
+                self._display.say(epoch_line(row, self._config.train.epochs, best, left))
         if self._job.validation and leads:
             self._evaluate()
 
@@ -169,20 +167,18 @@ class Trainer:
         self._display.begin(f"epoch {epoch + 1}/{config.train.epochs}", steps)
         for index, batch in enumerate(self._loader):
             started = monotonic()
-            by_steps = (epoch + index / steps) / config.train.epochs
-            lr = learning_rate(config.train, max(by_steps, self._clock(self._budget.fraction)))
+            lr = learning_rate(config.train, self._pace.progress(epoch + index / steps))
             loss = self._stepper.step(batch, lr)
             if loss is not None:
                 losses.append(loss)
             patches += len(batch.seeds) * world.size
             now = monotonic()
-            self._step_seconds = now - started
             rate = patches / (now - began)
             recent = f"loss {fmean(losses[-20:]):.4f}  " if losses else ""
             best = self._progress.best
             shown = f"  best Dice {best:.3f}" if best is not None else ""
             self._display.update(index + 1, f"{recent}{rate:.2f} patches/s{shown}")
-            if self._clock(lambda: self._budget.exhausted(self._step_seconds)):
+            if self._pace.stepped(now - started):
                 break
         return {
             "epoch": epoch + 1,
@@ -193,22 +189,13 @@ class Trainer:
             "loss": fmean(losses) if losses else None,
         }
 
-    def _clock(self, read: Callable[[], float]) -> float:
-        """What the leader's clock says: processes that disagreed about the time would deadlock."""
-        if not self._budget.limited:
-            return 0.0
-        return float(self._job.world.share(read))
-
     def _after_epoch(self, row: dict[str, Any], board: Board) -> bool:
         """Validate where it is due, then save everything; whether this epoch is the best so far."""
         run, keep = self._job.run, self._config.train.keep_epochs
         # Decided once, so that the last epoch is always validated.
-        self._ending = row["epoch"] >= self._config.train.epochs or bool(
-            self._clock(lambda: self._budget.exhausted(self._step_seconds))
-        )
+        self._ending = self._pace.ends(row["epoch"])
         score: float | None = None
-        due = self._job.world.share(lambda: self._validation_due(row["epoch"]))
-        if self._watched and due:
+        if self._watched and self._pace.validates(row["epoch"], self._ending):
             validation = self._validate(row["epoch"], board)
             score = validation.score()
             row |= {f"dice_{name}": value for name, value in validation.mean().items()}
@@ -227,16 +214,6 @@ class Trainer:
         draw_curves(run.curves, self._progress.history)
         board.scalars(row, row["epoch"])
         return best
-
-    def _validation_due(self, epoch: int) -> bool:
-        if self._ending:
-            return True
-        if epoch % self._config.validation.every:
-            return False
-        if not self._budget.limited:
-            return True
-        since = monotonic() - self._validated_at
-        return len(self._watched) * self._seconds_per_case <= _SHARE_OF_TRAINING * since
 
     def _validate(self, epoch: int, board: Board) -> Validation:
         """Dice of the watched cases, shared among the processes."""
@@ -261,13 +238,13 @@ class Trainer:
                 board.picture(f"validation/{case.case_id}", picture, epoch)
             cases[case.case_id] = dice_of(prediction.labels, truth)
             self._display.update(len(cases))
-            if self._budget.limited and world.size == 1:
+            if self._pace.limited and world.size == 1:
                 self._fresh.append(prediction)
-            if self._budget.overdue():
+            if self._pace.overdue():
                 break
         everybodys = {name: dice for part in world.gather(cases) for name, dice in part.items()}
-        self._validated_at = monotonic()
-        return Validation(dict(sorted(everybodys.items())), self._validated_at - began)
+        self._pace.validated()
+        return Validation(dict(sorted(everybodys.items())), monotonic() - began)
 
     def _checkpoint(self, resumable: bool) -> Checkpoint:
         config, progress = self._config, self._progress
@@ -298,37 +275,13 @@ class Trainer:
             optimizer=self._stepper.state() if resumable else {},
         )
 
-    def _plan_time(self) -> None:
-        """Under a time limit, choose how many cases it leaves room for, and keep that room free."""
-        self._validated_at = monotonic()
-        if self._budget.seconds is None or not self._watched:
-            self._budget.begin_training(0.0)
-            return
-        config = self._config
-        boxes = [
-            len(plan_windows(case.shape, config.model.patch, config.validation.overlap))
-            for case in self._job.train
-        ]
-        window = seconds_per_window(self._model, self._card, self._job.compute)
-        seconds = fmean(boxes) * window + _SECONDS_PER_CASE
-        self._seconds_per_case = self._job.world.share(lambda: seconds)
-        share = _SHARE_OF_BUDGET * self._budget.seconds
-        room = max(1, int(share / self._seconds_per_case))
-        self._watched = self._watched[:room]
-        reserve = len(self._watched) * (self._seconds_per_case + _SECONDS_TO_SCORE)
-        self._budget.begin_training(reserve)
-        self._display.say(
-            f"time limit {self._budget.seconds / 60:g} min: validates on {len(self._watched)} of "
-            f"{len(self._job.validation)} cases, keeps {reserve:.0f} s for it"
-        )
-
     def _evaluate(self) -> None:
         """All figures of the best checkpoint, in float32 and with the card's overlap.
 
         Under a time limit what validation did is scored, as far as the best epoch is the last one.
         """
         config, job = self._config, self._job
-        limited = self._budget.limited
+        limited = self._pace.limited
         plan = EvaluationPlan(
             tuple(job.validation),
             config.validation.overlap if limited else config.model.overlap,
@@ -340,7 +293,7 @@ class Trainer:
         ready = self._fresh if limited and newest and job.world.size == 1 else None
         if ready is None:
             predictions = predict_best(job.run, plan)
-            write_evaluation(job.run, plan, predictions, self._budget.overdue, self._display)
+            write_evaluation(job.run, plan, predictions, self._pace.overdue, self._display)
         else:
             # Seconds at most: what has been segmented is scored, even if the clock has run out.
             write_evaluation(job.run, plan, ready, lambda: False, self._display)
