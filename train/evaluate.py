@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from runtime.atomic import write_json, write_text
 from runtime.case import Case
 from runtime.labels import Convention
-from runtime.metrics import SCORED, Scores, summarise, to_json
+from runtime.metrics import SCORED, Scores
 from runtime.segmenter import Prediction
+from runtime.summary import summarise, to_json
 from runtime.truth import load_truth
 from train.checkpoint import load_checkpoint, restore_weights
 from train.device import Compute
