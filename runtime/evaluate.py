@@ -111,10 +111,10 @@ def evaluate(
     if missing and profile.missing is Missing.REFUSE:
         raise InputError(
             prediction,
-            found=f"no prediction of {len(missing)} cases ({', '.join(missing[:3])}"
-            + (", ...)" if len(missing) > 3 else ")"),
+            found=f"no prediction of {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
             expected="one for every case of the truth",
-            remedy="add them, or say what they count as",
+            remedy="add what is missing, or say with --missing what it counts as",
         )
     if profile.missing is Missing.LEAVE_OUT:
         truths = {case_id: one for case_id, one in truths.items() if case_id in predictions}

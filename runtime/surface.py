@@ -5,6 +5,7 @@ beyond the volume counts as background. Distances are between voxel centres.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, float, float]
+
+_ROUNDING_MM: Final = 1e-4
+"""Headers hold spacings in float32: without it, a voxel at 1.0000001 mm would be beyond 1 mm."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,10 @@ class SurfaceDistances:
 
         The normalised surface distance (NSD, surface Dice) of Nikolov et al. 2018
         (arXiv:1809.04430), with surface voxels for surface area, as MONAI's SurfaceDiceMetric
-        counts without its subvoxels.
+        counts without its subvoxels. A ten-thousandth of a mm beyond is within.
         """
-        near = sum(int(np.count_nonzero(way <= tolerance_mm)) for way in (self.forth, self.back))
+        reach = tolerance_mm + _ROUNDING_MM
+        near = sum(int(np.count_nonzero(way <= reach)) for way in (self.forth, self.back))
         return near / (self.forth.size + self.back.size)
 
 
