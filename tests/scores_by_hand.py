@@ -15,7 +15,7 @@ from scipy.spatial.distance import cdist
 
 Mask = npt.NDArray[np.bool_]
 STEPS = tuple(itertools.product((-1, 0, 1), repeat=3))
-PAIRS_AT_ONCE = 20_000_000
+PAIRS_AT_ONCE = 2_000_000
 
 
 def shifted(array: npt.NDArray[np.generic], step: tuple[int, ...]) -> npt.NDArray[np.generic]:
@@ -42,10 +42,10 @@ def distances_by_hand(
     back = np.full(len(other), np.inf)
     rows = max(1, PAIRS_AT_ONCE // len(other))
     for first in range(0, len(one), rows):
-        table = cdist(one[first : first + rows], other)
+        table = cdist(one[first : first + rows], other, "sqeuclidean")
         forth[first : first + rows] = table.min(axis=1)
         back = np.minimum(back, table.min(axis=0))
-    return forth, back
+    return np.sqrt(forth), np.sqrt(back)
 
 
 def dilated(mask: Mask, times: int) -> Mask:
@@ -64,7 +64,7 @@ def components(mask: Mask) -> npt.NDArray[np.int64]:
     places = np.cumsum(mask.ravel()).reshape(mask.shape) * mask
     count = int(mask.sum())
     starts, ends = [], []
-    for step in STEPS:
+    for step in STEPS[:13]:  # the other half leads back
         there = shifted(places, step)
         both = mask & (there > 0)
         starts.append(places[both] - 1)
