@@ -6,6 +6,7 @@ Nothing is matched by position or by order, and nothing is resampled.
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from runtime.grid import check_same_grid
 from runtime.labels import Convention
 from runtime.metrics import Missing, Profile, Scores, score_case
 from runtime.naming import SUFFIXES, files_below, is_channel, is_nifti, take_apart
-from runtime.summary import to_json
+from runtime.summary import summarise, to_json
 from runtime.truth import read_labels
 
 _LABEL_ENDINGS: Final = ("_seg", "-seg")
@@ -37,6 +38,11 @@ class Evaluation:
     profile: Profile
     cases: Mapping[str, Mapping[str, Scores]]
     missing: tuple[str, ...] = field(default=())
+
+    @cached_property
+    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`runtime.summary.summarise` of the cases."""
+        return summarise(self.cases)
 
     def to_json(self) -> dict[str, Any]:
         """`runtime.summary.to_json` and ``{missing, missing_count_as}``."""

@@ -15,7 +15,7 @@ from runtime.evaluate import Evaluation
 from runtime.labels import REGIONS
 from runtime.metrics import SCORED
 from runtime.score_table import TITLES, counted
-from runtime.summary import BOOTSTRAP, summarise
+from runtime.summary import BOOTSTRAP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def _distribution(evaluation: Evaluation, metric: str, names: Sequence[str]) -> 
     if in_mm:
         # Linear near 0, so that a distance of 0 has a place, and logarithmic up to the penalty.
         axes.set_yscale("symlog", linthresh=1, linscale=0.5)
-    summary, top = summarise(evaluation.cases), 0.0
+    summary, top = evaluation.summary, 0.0
     missing = _missing(evaluation)
     for place, name in enumerate(names):
         values = _values(evaluation, name, metric)

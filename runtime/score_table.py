@@ -14,7 +14,7 @@ from runtime.atomic import write_text
 from runtime.evaluate import Evaluation
 from runtime.labels import REGIONS
 from runtime.metrics import SCORED, Missing, Profile
-from runtime.summary import BOOTSTRAP, summarise
+from runtime.summary import BOOTSTRAP
 
 TITLES: Final[Mapping[str, tuple[str, int]]] = {
     "dice": ("Dice", 4),
@@ -57,7 +57,7 @@ def render_table(evaluation: Evaluation) -> Table:
         # A case id may hold what Rich takes for markup.
         table.add_row(escape(name), *cells)
     table.add_section()
-    summary = summarise(evaluation.cases)
+    summary = evaluation.summary
     for statistic in ("mean", "interval", "median", "std"):
         cells = [_cell(metric, summary[region][metric][statistic]) for metric, region in shown]
         title = _INTERVAL if statistic == "interval" else statistic
@@ -71,7 +71,7 @@ def render_summary(evaluation: Evaluation) -> Table:
     table.add_column("", overflow="fold")
     for name in SCORED:
         table.add_column(name, justify="right")
-    summary = summarise(evaluation.cases)
+    summary = evaluation.summary
     for metric in evaluation.profile.metrics:
         if all(metric not in summary[name] for name in SCORED):
             continue
