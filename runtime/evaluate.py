@@ -1,29 +1,27 @@
-"""Score predictions against truth on disk: match by case id, check the grids, tabulate.
+"""Score predictions against truth on disk: match by case id, check the grids.
 
 Nothing is matched by position or by order, and nothing is resampled.
 """
 
-import csv
-import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from rich.table import Table
 
-from runtime.atomic import write_json as write_json_file
-from runtime.atomic import write_text
 from runtime.case import Case, find_cases
+from runtime.dataset_json import ALIASES, convention_of, read_dataset_json
 from runtime.errors import InputError, UsageError
 from runtime.grid import check_same_grid
-from runtime.labels import REGIONS, Convention
-from runtime.metrics import METRICS, SCORED, Profile, Scores, score_case, summarise, to_json
+from runtime.labels import Convention
+from runtime.metrics import Missing, Profile, Scores, score_case
+from runtime.naming import SUFFIXES, files_below, is_channel, is_nifti, take_apart
+from runtime.summary import summarise, to_json
 from runtime.truth import read_labels
 
-_SUFFIXES: Final = (".nii.gz", ".nii")
 _LABEL_ENDINGS: Final = ("_seg", "-seg")
 
 
@@ -34,16 +32,25 @@ class Evaluation:
     Attributes:
         profile: by which they were scored.
         cases: case id to the scores of each of `runtime.metrics.SCORED`, sorted by case id.
-        missing: cases of the truth that had no prediction and were scored as empty ones.
+        missing: cases of the truth that had no prediction; the profile says what they count as.
     """
 
     profile: Profile
     cases: Mapping[str, Mapping[str, Scores]]
     missing: tuple[str, ...] = field(default=())
 
+    @cached_property
+    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`runtime.summary.summarise` of the cases."""
+        return summarise(self.cases)
+
     def to_json(self) -> dict[str, Any]:
-        """``{profile, cases{id:{region:{dice, hd95, ...}}}, summary, missing}``."""
-        return {**to_json(self.profile, self.cases), "missing": list(self.missing)}
+        """`runtime.summary.to_json` and ``{missing, missing_count_as}``."""
+        return {
+            **to_json(self.profile, self.cases),
+            "missing": list(self.missing),
+            "missing_count_as": self.profile.missing.value,
+        }
 
 
 @dataclass(frozen=True)
@@ -65,22 +72,24 @@ def evaluate(
 
     Args:
         prediction: one label map, or a folder of ``<case>_seg.nii.gz`` or ``<case>.nii.gz``.
-        truth: one label map, a case folder, or a folder of cases.
+        truth: one label map, a case folder, a folder of cases, or one that holds label maps only.
         profile: see `runtime.metrics.PROFILES`.
         prediction_convention: label numbering of the predictions; by default what the sidecar
             ``<case>.json`` says, and without one the truth's.
-        truth_convention: label numbering of the truth; by default what its names say.
+        truth_convention: label numbering of the truth; by default what its names say, and where
+            they leave it open the profile's.
         on_case: called with the case id and the number of cases as each begins.
 
     Returns:
         The scores. Two files are compared whatever their names; one file is looked up in the
-        other's folder by its case id. In a folder, a case without prediction counts as an empty
-        one.
+        other's folder by its case id. In a folder, a case without prediction counts as the
+        profile says.
 
     Raises:
-        InputError: no truth, a prediction without truth, two predictions of one case, different
-            grids, labels outside the convention, or a damaged file.
-        UsageError: neither a name nor an argument tells the truth's convention.
+        InputError: no truth, a prediction without truth, two label maps of one case, different
+            grids, labels outside the convention, a damaged file, or a case without prediction
+            where the profile refuses that.
+        UsageError: neither a name nor an argument nor the profile tells the truth's convention.
     """
     predictions, truths = _predictions(prediction), _truths(truth)
     if prediction.is_file() and truth.is_file():
@@ -104,17 +113,28 @@ def evaluate(
             expected="files such as X_seg.nii.gz or X.nii.gz",
             remedy="check the path",
         )
+    missing = tuple(case_id for case_id in truths if case_id not in predictions)
+    if missing and profile.missing is Missing.REFUSE:
+        raise InputError(
+            prediction,
+            found=f"no prediction of {', '.join(missing[:3])}"
+            + (f" and {len(missing) - 3} more" if len(missing) > 3 else ""),
+            expected="one for every case of the truth",
+            remedy="add what is missing, or say with --missing what it counts as",
+        )
+    if profile.missing is Missing.LEAVE_OUT:
+        truths = {case_id: one for case_id, one in truths.items() if case_id in predictions}
     cases = {}
     for case_id, one in truths.items():
         if on_case is not None:
             on_case(case_id, len(truths))
-        convention = truth_convention or one.convention
+        convention = truth_convention or one.convention or profile.convention
         if convention is None:
             raise UsageError(
                 one.path,
                 found="names that leave the label convention open",
                 expected=f"one of {', '.join(Convention)}",
-                remedy="name the truth's convention",
+                remedy="name the truth's convention with --truth-labels",
             )
         truth_labels, grid = read_labels(one.path, convention, implied=truth_convention is None)
         if case_id in predictions:
@@ -126,64 +146,12 @@ def evaluate(
         else:
             labels = np.zeros_like(truth_labels)
         cases[case_id] = score_case(labels, truth_labels, grid.spacing, profile)
-    return Evaluation(profile, cases, tuple(name for name in truths if name not in predictions))
-
-
-def render_table(evaluation: Evaluation) -> Table:
-    """Dice and HD95 of the regions: a row per case, then mean, median and standard deviation."""
-    table = Table(title=f"{len(evaluation.cases)} cases, profile {evaluation.profile.name}")
-    table.add_column("case", overflow="fold")
-    for metric in ("Dice", "HD95 mm"):
-        for region in REGIONS:
-            table.add_column(f"{metric} {region}", justify="right")
-    for case_id, scores in evaluation.cases.items():
-        name = f"{case_id} (no prediction)" if case_id in evaluation.missing else case_id
-        values = [getattr(scores[r], metric) for metric in ("dice", "hd95") for r in REGIONS]
-        table.add_row(name, *_cells(values))
-    table.add_section()
-    summary = summarise(evaluation.cases)
-    for statistic in ("mean", "median", "std"):
-        values = [
-            summary[region][metric][statistic] for metric in ("dice", "hd95") for region in REGIONS
-        ]
-        table.add_row(statistic, *_cells(values), style="bold")
-    return table
-
-
-def write_csv(path: Path, evaluation: Evaluation) -> None:
-    """Write a row per case and region or label: ``case,region,predicted,dice,hd95,...``.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "region", "predicted", *METRICS))
-    for case_id, scores in evaluation.cases.items():
-        predicted = "no" if case_id in evaluation.missing else "yes"
-        for name in SCORED:
-            figures = (getattr(scores[name], metric) for metric in METRICS)
-            writer.writerow((case_id, name, predicted, *(f"{figure:.6g}" for figure in figures)))
-    write_text(path, text.getvalue())
-
-
-def write_json(path: Path, evaluation: Evaluation) -> None:
-    """Write `Evaluation.to_json`.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    write_json_file(path, evaluation.to_json())
-
-
-def _cells(values: list[float]) -> list[str]:
-    half = len(values) // 2
-    return [f"{v:.4f}" for v in values[:half]] + [f"{v:.2f}" for v in values[half:]]
+    return Evaluation(profile, cases, missing)
 
 
 def _case_id(path: Path) -> str:
     name = path.name
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
     for ending in _LABEL_ENDINGS:
         name = name.removesuffix(ending)
@@ -195,19 +163,20 @@ def _predictions(root: Path) -> dict[str, Path]:
         return {_case_id(root): root}
     if not root.is_dir():
         raise InputError(root, found="nothing", expected="predictions", remedy="check the path")
+    return _by_case(sorted(path for path in root.iterdir() if is_nifti(path)), "prediction")
+
+
+def _by_case(paths: Iterable[Path], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        name = path.name.lower()
-        if name.startswith(".") or not name.endswith(_SUFFIXES):
-            continue
+    for path in paths:
         case_id = _case_id(path)
         if case_id.endswith("_prob"):
             continue
         if case_id in found:
             raise InputError(
                 path,
-                found=f"a second prediction of case {case_id} (also {found[case_id].name})",
-                expected="one prediction a case",
+                found=f"a second {what} of case {case_id} (also {found[case_id].name})",
+                expected=f"one {what} a case",
                 remedy="remove one of the two files",
             )
         found[case_id] = path
@@ -218,6 +187,13 @@ def _truths(root: Path) -> dict[str, _Truth]:
     if root.is_file():
         one = _truth_of_file(root)
         return {one.case_id: one}
+    if paths := _lone_label_maps(root):
+        implied = convention_of(read_dataset_json(root))
+        lone = _by_case(paths, "label map")
+        return {
+            case_id: _Truth(case_id, path, _named_convention(path, case_id) or implied)
+            for case_id, path in sorted(lone.items())
+        }
     truths = {
         case.case_id: _Truth(case.case_id, case.labels, case.convention)
         for case in find_cases(root)
@@ -233,6 +209,20 @@ def _truths(root: Path) -> dict[str, _Truth]:
     return truths
 
 
+def _lone_label_maps(root: Path) -> list[Path]:
+    """All NIfTI files below ``root`` if no image is among them, else none."""
+    paths = sorted(path for path in files_below(root, recursive=True) if is_nifti(path))
+    for path in paths:
+        named = take_apart(path)
+        if (
+            named.token in ALIASES
+            or is_channel(named)
+            or path.parent.name in ("imagesTr", "imagesTs")
+        ):
+            return []
+    return paths
+
+
 def _truth_of_file(path: Path) -> _Truth:
     """The file as the label map of the case whose images lie beside it, else by its own name."""
     try:
@@ -243,12 +233,17 @@ def _truth_of_file(path: Path) -> _Truth:
         if case.labels is not None and case.labels.samefile(path):
             return _Truth(case.case_id, path, case.convention)
     case_id = _case_id(path)
+    return _Truth(case_id, path, _named_convention(path, case_id))
+
+
+def _named_convention(path: Path, case_id: str) -> Convention | None:
+    """What a label map's sidecar or its own name says of its numbering."""
     stored = _sidecar_convention(path, case_id)
     if stored is None and path.name.lower().startswith(f"{case_id.lower()}_seg."):
         stored = Convention.BRATS2020
     if stored is None and path.name.lower().startswith(f"{case_id.lower()}-seg."):
         stored = Convention.BRATS2023
-    return _Truth(case_id, path, stored)
+    return stored
 
 
 def _sidecar_convention(path: Path, case_id: str) -> Convention | None:

@@ -1,21 +1,20 @@
 """Evaluation of files: what is matched with what, and what is refused."""
 
-import csv
-import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from runtime.errors import InputError, UsageError
-from runtime.evaluate import Evaluation, evaluate, render_table, write_csv, write_json
+from runtime.evaluate import evaluate
 from runtime.labels import Convention, Label, LabelMap, to_convention
-from runtime.metrics import METRICS, PROFILES, SCORED
+from runtime.metrics import PROFILES, Missing
 from runtime.nifti import Grid, write_image, write_label_map
 
 BRATS = PROFILES["brats2020"]
+LESIONS = PROFILES["brats2023"]
 SHAPE = (12, 10, 8)
 AFFINE = np.array([[-2.0, 0, 0, 5], [0, -1, 0, 9], [0, 0, 1, 0], [0, 0, 0, 1]])
 GRID = Grid.from_affine(SHAPE, AFFINE)
@@ -114,6 +113,113 @@ def test_a_missing_prediction_counts_as_empty_and_is_listed(tmp_path: Path, trut
     assert made.cases["C"]["ET"].dice == 1  # neither has enhancing tumour
     assert made.cases["C"]["TC"].dice == 0
     assert made.to_json()["missing"] == ["B", "C"]
+    assert made.to_json()["missing_count_as"] == "empty"
+
+
+def test_a_missing_prediction_is_a_missed_lesion_by_the_rules_of_2023(
+    tmp_path: Path, truth: Path
+) -> None:
+    add_truth(truth, "C", labels(0))
+    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(), None)
+    made = evaluate(tmp_path / "out", truth, LESIONS)
+    missed = made.cases["B"]["WT"].lesions
+    assert missed is not None
+    assert (missed.dice, missed.hd95, missed.missed) == (0, 374, 1)
+    absent = made.cases["C"]["ET"].lesions
+    assert absent is not None
+    assert (absent.dice, absent.hd95, absent.lesions) == (1, 0, 0)
+
+
+def test_missing_predictions_are_left_out_where_the_profile_says_so(
+    tmp_path: Path, truth: Path
+) -> None:
+    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(), None)
+    made = evaluate(tmp_path / "out", truth, replace(BRATS, missing=Missing.LEAVE_OUT))
+    assert (list(made.cases), made.missing) == (["A"], ("B",))
+    assert made.to_json()["summary"]["WT"]["dice"]["mean"] == 1
+    assert made.to_json()["missing_count_as"] == "leave-out"
+
+
+def test_missing_predictions_are_refused_where_the_profile_says_so(
+    tmp_path: Path, truth: Path
+) -> None:
+    for case_id in "CDE":
+        add_truth(truth, case_id, labels())
+    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(), None)
+    strict = replace(BRATS, missing=Missing.REFUSE)
+    with pytest.raises(InputError, match="no prediction of B, C, D and 1 more"):
+        evaluate(tmp_path / "out", truth, strict)
+    for case_id in "BCDE":
+        add_prediction(tmp_path / "out" / f"{case_id}.nii.gz", labels(), None)
+    assert evaluate(tmp_path / "out", truth, strict).missing == ()
+
+
+@pytest.mark.parametrize("layout", ["{}_seg.nii.gz", "{0}/{0}_seg.nii.gz"])
+def test_truth_may_be_label_maps_alone(tmp_path: Path, layout: str) -> None:
+    for case_id in "AB":
+        add_prediction(tmp_path / "t" / layout.format(case_id), labels(), None)
+    add_prediction(tmp_path / "out" / "A.nii.gz", labels(1), None)
+    made = evaluate(tmp_path / "out", tmp_path / "t", BRATS)
+    assert made.missing == ("B",)
+    assert made.cases["A"]["ET"].dice == pytest.approx(0.5)
+
+
+def test_label_maps_alone_follow_their_dataset_json(tmp_path: Path) -> None:
+    add_prediction(tmp_path / "out" / "A.nii.gz", labels(), Convention.MSD)
+    write_label_map(
+        tmp_path / "d" / "labelsTr" / "A.nii.gz", to_convention(labels(), Convention.MSD), GRID
+    )
+    (tmp_path / "d" / "dataset.json").write_text(
+        json.dumps({"labels": {"0": "background", "1": "edema", "2": "necrosis", "3": "enhancing"}})
+    )
+    made = evaluate(tmp_path / "out", tmp_path / "d" / "labelsTr", BRATS)
+    assert all(one.dice == 1 for one in made.cases["A"].values())
+
+
+def test_two_truths_of_a_case_are_refused(tmp_path: Path) -> None:
+    for name in ("A_seg.nii.gz", "A-seg.nii.gz"):
+        add_prediction(tmp_path / "t" / name, labels(), None)
+    add_prediction(tmp_path / "out" / "A.nii.gz", labels(), None)
+    with pytest.raises(InputError, match="second label map of case A"):
+        evaluate(tmp_path / "out", tmp_path / "t", BRATS)
+
+
+def test_the_profile_of_2023_numbers_labels_as_2023_where_nothing_else_tells(
+    tmp_path: Path,
+) -> None:
+    stored = to_convention(labels(), Convention.BRATS2023)
+    for folder in ("p", "t"):
+        write_label_map(tmp_path / folder / "X.nii.gz", stored, GRID)
+    with pytest.raises(UsageError, match="--truth-labels"):
+        evaluate(tmp_path / "p", tmp_path / "t", BRATS)
+    made = evaluate(tmp_path / "p", tmp_path / "t", LESIONS)
+    assert made.cases["X"]["ET"].dice == 1
+    assert made.cases["X"]["ET"].volume_ml_truth == pytest.approx(72 * 2e-3)
+
+
+def test_names_of_2020_are_renumbered_for_the_profile_of_2023(tmp_path: Path, truth: Path) -> None:
+    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(), Convention.BRATS2023)
+    made = evaluate(tmp_path / "out", truth, LESIONS)
+    assert all(one.dice == 1 for one in made.cases["A"].values())
+
+
+def test_a_4_in_the_names_of_2023_is_the_cavity_of_2024_unless_2023_is_named(
+    tmp_path: Path,
+) -> None:
+    path = add_truth(tmp_path / "truth", "M", labels(), Convention.BRATS2023)
+    stored = to_convention(labels(), Convention.BRATS2023)
+    stored[10, 2:6, 1:7] = 4
+    write_image(path, stored, GRID)
+    write_label_map(tmp_path / "M.nii.gz", to_convention(labels(), Convention.BRATS2023), GRID)
+    made = evaluate(tmp_path / "M.nii.gz", tmp_path / "truth", LESIONS)
+    assert made.cases["M"]["WT"].dice == 1
+    with pytest.raises(InputError, match="label values"):
+        evaluate(
+            tmp_path / "M.nii.gz",
+            tmp_path / "truth",
+            LESIONS,
+            truth_convention=Convention.BRATS2023,
+        )
 
 
 def test_a_prediction_without_truth_is_named(tmp_path: Path, truth: Path) -> None:
@@ -222,36 +328,3 @@ def test_every_case_is_announced(tmp_path: Path, truth: Path) -> None:
     seen: list[tuple[str, int]] = []
     evaluate(tmp_path / "out", truth, BRATS, on_case=lambda *what: seen.append(what))
     assert seen == [("A", 2), ("B", 2)]
-
-
-@pytest.fixture
-def evaluation(tmp_path: Path, truth: Path) -> Evaluation:
-    add_prediction(tmp_path / "out" / "A_seg.nii.gz", labels(1), None)
-    return evaluate(tmp_path / "out", truth, BRATS)
-
-
-def test_json_and_csv_hold_the_same_figures(tmp_path: Path, evaluation: Evaluation) -> None:
-    write_json(tmp_path / "e.json", evaluation)
-    write_csv(tmp_path / "e.csv", evaluation)
-    stored = json.loads((tmp_path / "e.json").read_text())
-    assert list(stored) == ["profile", "cases", "summary", "missing"]
-    assert stored["summary"]["ET"]["dice"]["mean"] == pytest.approx(0.25)
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))
-    assert len(rows) == 2 * len(SCORED)
-    for row in rows:
-        assert row["predicted"] == ("yes" if row["case"] == "A" else "no")
-        for metric in METRICS:
-            expected = stored["cases"][row["case"]][row["region"]][metric]
-            assert float(row[metric]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_table_shows_cases_and_summary(evaluation: Evaluation) -> None:
-    console = Console(file=io.StringIO(), width=140)
-    console.print(render_table(evaluation))
-    assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
-    assert "0.5000" in lines["A"]
-    assert "373.13" in lines["B (no prediction)"]
-    assert "0.2500" in lines["mean"]
-    assert {"median", "std"} <= set(lines)

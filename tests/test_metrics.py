@@ -1,9 +1,9 @@
 """Scores against closed forms, brute force and MONAI."""
 
 import itertools
-import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +13,21 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from runtime.errors import InputError
-from runtime.labels import Label
+from runtime.labels import REGIONS, Label
 from runtime.metrics import (
+    LESION_METRICS,
     METRICS,
     PROFILES,
     SCORED,
     dice,
     hd95,
+    nsd,
     score_case,
-    summarise,
-    to_json,
 )
+from runtime.surface import surface_distances
 
 BRATS = PROFILES["brats2020"]
+LESIONS = PROFILES["brats2023"]
 ISO = (1.0, 1.0, 1.0)
 
 Mask = npt.NDArray[np.bool_]
@@ -46,8 +48,8 @@ def ball(radius: float, shape: tuple[int, ...], spacing: tuple[float, ...] = ISO
     return np.asarray(np.sqrt(sum(g**2 for g in grids)) <= radius)
 
 
-def slow_hd95(a: Mask, b: Mask, spacing: tuple[float, ...]) -> float:
-    """Every voxel against every voxel, and the percentile by its definition."""
+def slow_distances(a: Mask, b: Mask, spacing: tuple[float, ...]) -> list[float]:
+    """Every surface voxel against every other, both directions, sorted."""
 
     def surface(mask: Mask) -> list[tuple[int, ...]]:
         inside = {tuple(int(i) for i in voxel) for voxel in np.argwhere(mask)}
@@ -67,7 +69,12 @@ def slow_hd95(a: Mask, b: Mask, spacing: tuple[float, ...]) -> float:
                 for q in there
             )
             distances.append(math.sqrt(min(squares)))
-    distances.sort()
+    return sorted(distances)
+
+
+def slow_hd95(a: Mask, b: Mask, spacing: tuple[float, ...]) -> float:
+    """The percentile by its definition."""
+    distances = slow_distances(a, b, spacing)
     place = 0.95 * (len(distances) - 1)
     low = math.floor(place)
     high = min(low + 1, len(distances) - 1)
@@ -137,6 +144,72 @@ def test_hd95_agrees_with_brute_force(a: Mask, b: Mask, spacing: tuple[float, ..
 
 
 @settings(deadline=None, max_examples=80)
+@given(masks, masks, spacings, st.sampled_from((0.4, 1.0, 1.7, 2.5)))
+def test_nsd_agrees_with_brute_force(
+    a: Mask, b: Mask, spacing: tuple[float, float, float], tolerance: float
+) -> None:
+    profile = replace(BRATS, nsd_tolerance_mm=tolerance)
+    found = nsd(a, b, spacing, profile)
+    assert found == nsd(b, a, spacing, profile)
+    if a.any() and b.any():
+        distances = slow_distances(a, b, spacing)
+        near = sum(d <= tolerance + 1e-4 for d in distances)
+        assert found == pytest.approx(near / len(distances))
+    else:
+        assert found == (0 if a.any() or b.any() else 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(masks, masks, st.floats(0, 3), st.floats(0, 3))
+def test_nsd_grows_with_the_tolerance(a: Mask, b: Mask, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    found = [nsd(a, b, ISO, replace(BRATS, nsd_tolerance_mm=mm)) for mm in (low, high)]
+    assert found[0] <= found[1]
+
+
+def test_nsd_of_shifted_plates() -> None:
+    # Plates one voxel thick are all surface: within 1 mm at a shift of 1 mm, and not beyond.
+    plates = np.zeros((3, 12, 6, 6), np.bool_)
+    for plate, place in zip(plates, (4, 5, 6), strict=True):
+        plate[place] = True
+    assert nsd(plates[0], plates[1], ISO, BRATS) == 1
+    assert nsd(plates[0], plates[2], ISO, BRATS) == 0
+    assert nsd(plates[0], plates[1], (1.01, 1.0, 1.0), BRATS) == 0
+    # What float32 makes of 1 mm in a rotated header is 1 mm.
+    assert nsd(plates[0], plates[1], (1.0000001, 1.0, 1.0), BRATS) == 1
+
+
+def test_nsd_weighs_both_surfaces_by_their_voxels() -> None:
+    # 4 voxels of the one agree, of the other the same 4 of 16: 8 of 20, not the mean of 1 and 1/4.
+    a, b = np.zeros((2, 20, 4, 1), np.bool_)
+    a[2, :, 0] = True
+    b[[2, 8, 11, 14], :, 0] = True
+    assert nsd(a, b, ISO, BRATS) == pytest.approx(8 / 20)
+
+
+@settings(deadline=None, max_examples=40)
+@given(masks, masks, spacings, st.sampled_from((0, 1, 2)), st.tuples(*[st.integers(0, 4)] * 3))
+def test_mirrored_or_moved_masks_score_the_same(
+    a: Mask,
+    b: Mask,
+    spacing: tuple[float, float, float],
+    axis: int,
+    before: tuple[int, int, int],
+) -> None:
+    def both(one: Mask, other: Mask) -> tuple[float, float, float]:
+        return (
+            dice(one, other, BRATS),
+            hd95(one, other, spacing, BRATS),
+            nsd(one, other, spacing, BRATS),
+        )
+
+    expected = pytest.approx(both(a, b))
+    assert both(np.flip(a, axis), np.flip(b, axis)) == expected
+    pads = [(n, 2) for n in before]
+    assert both(np.pad(a, pads), np.pad(b, pads)) == expected
+
+
+@settings(deadline=None, max_examples=60)
 @given(masks, masks)
 def test_dice_agrees_with_counting(a: Mask, b: Mask) -> None:
     one = {tuple(v) for v in np.argwhere(a)}
@@ -168,8 +241,14 @@ def test_scores_of_a_case_agree_with_counting(
         assert one.specificity == pytest.approx(tn / (tn + fp) if tn + fp else 1)
         assert one.volume_ml_predicted == pytest.approx((tp + fp) * 0.003)
         assert one.volume_ml_truth == pytest.approx((tp + fn) * 0.003)
+        assert one.volume_difference_ml == pytest.approx((fp - fn) * 0.003)
+        if tp + fn:
+            assert one.volume_difference_percent == pytest.approx(100 * (fp - fn) / (tp + fn))
+        else:
+            assert one.volume_difference_percent == (None if fp else 0)
         p, t = (np.isin(labels, list(values)) for labels in (prediction, truth))
         assert one.hd95 == pytest.approx(hd95(p, t, (2.0, 1.0, 1.5), BRATS))
+        assert one.nsd == pytest.approx(nsd(p, t, (2.0, 1.0, 1.5), BRATS))
 
 
 def test_specificity_counts_the_whole_volume_and_not_the_box() -> None:
@@ -230,39 +309,71 @@ def test_different_shapes_are_refused() -> None:
     for call in (
         lambda: dice(a, b, BRATS),
         lambda: hd95(a, b, ISO, BRATS),
+        lambda: nsd(a, b, ISO, BRATS),
         lambda: score_case(a.astype(np.uint8), b.astype(np.uint8), ISO, BRATS),
     ):
         with pytest.raises(InputError, match=r"4x4x4.*4x4x5"):
             call()
 
 
-def test_summary_has_mean_median_and_population_deviation() -> None:
-    truth = np.zeros((20, 4, 4), np.uint8)
-    truth[:10] = Label.ET
-    cases = {}
-    for index, planes in enumerate((10, 5, 0)):
-        prediction = np.zeros_like(truth)
-        prediction[:planes] = Label.ET
-        cases[f"case{index}"] = score_case(prediction, truth, ISO, BRATS)
-    values = [1.0, 2 * 5 / 15, 0.0]
-    summary = summarise(cases)["ET"]["dice"]
-    assert summary["mean"] == pytest.approx(sum(values) / 3)
-    assert summary["median"] == pytest.approx(2 / 3)
-    assert summary["std"] == pytest.approx(
-        math.sqrt(sum((v - sum(values) / 3) ** 2 for v in values) / 3)
-    )
-    assert summarise({}) == {}
+def test_too_much_and_too_little_have_their_signs() -> None:
+    truth = np.zeros((10, 10, 10), np.uint8)
+    truth[2:6, 2:6, 2:6] = Label.ET
+    more, less = truth.copy(), truth.copy()
+    more[6, 2:6, 2:6] = Label.ET
+    less[2, 2:6, 2:6] = Label.BACKGROUND
+    grown, shrunk = (score_case(one, truth, ISO, BRATS)["ET"] for one in (more, less))
+    assert grown.volume_difference_ml == pytest.approx(0.016)
+    assert grown.volume_difference_percent == pytest.approx(25)
+    assert shrunk.volume_difference_ml == pytest.approx(-0.016)
+    assert shrunk.volume_difference_percent == pytest.approx(-25)
 
 
-def test_json_form() -> None:
-    labels = np.zeros((4, 4, 4), np.uint8)
-    labels[1] = Label.NCR
-    value = json.loads(
-        json.dumps(to_json(BRATS, {"X": score_case(labels, labels, ISO, BRATS)}), allow_nan=False)
-    )
-    assert list(value) == ["profile", "cases", "summary"]
-    assert value["profile"] == "brats2020"
-    assert tuple(value["cases"]["X"]) == SCORED
-    assert tuple(value["cases"]["X"]["WT"]) == METRICS
-    assert value["cases"]["X"]["NCR"]["volume_ml_truth"] == pytest.approx(0.016)
-    assert value["summary"]["WT"]["dice"] == {"mean": 1.0, "median": 1.0, "std": 0.0}
+def test_what_is_predicted_where_there_is_none() -> None:
+    truth = np.zeros((10, 10, 10), np.uint8)
+    prediction = truth.copy()
+    prediction[2:6, 2:6, 2:6] = Label.ET
+    old, new = (score_case(prediction, truth, ISO, profile)["ET"] for profile in (BRATS, LESIONS))
+    assert (old.sensitivity, new.sensitivity) == (1, 0)
+    assert (old.hd95, new.hd95) == (373.12866, 374)
+    assert old.volume_difference_percent is None
+    assert new.lesions is not None
+    assert (new.lesions.dice, new.lesions.false_positives) == (0, 1)
+    nothing = score_case(truth, truth, ISO, LESIONS)["ET"]
+    assert (nothing.dice, nothing.hd95, nothing.nsd, nothing.sensitivity) == (1, 0, 1, 1)
+    assert nothing.volume_difference_percent == 0
+
+
+def test_lesions_are_scored_in_regions_where_the_profile_has_them() -> None:
+    truth = np.zeros((24, 10, 10), np.uint8)
+    truth[2:8, 2:8, 2:8] = Label.ED
+    truth[4:6, 4:6, 4:6] = Label.NCR
+    truth[16:22, 2:8, 2:8] = Label.ET
+    half = truth.copy()
+    half[16:] = Label.BACKGROUND
+    assert all(one.lesions is None for one in score_case(half, truth, ISO, BRATS).values())
+    scores = score_case(half, truth, ISO, LESIONS)
+    for name, one in scores.items():
+        assert tuple(one.figures()) == ((*METRICS, *LESION_METRICS) if name in REGIONS else METRICS)
+    whole = scores["WT"].figures()
+    assert [whole[name] for name in LESION_METRICS] == [0.5, 187, 2, 1, 1, 0]
+    # The core of 8 mm3 is dropped, and the other is missed.
+    core = scores["TC"].figures()
+    assert [core[name] for name in LESION_METRICS] == [0, 374, 1, 0, 1, 0]
+
+
+def test_both_profiles_agree_on_whole_volumes_that_are_not_empty() -> None:
+    truth = np.random.default_rng(0).integers(0, 4, (9, 8, 7)).astype(np.uint8)
+    prediction = np.random.default_rng(1).integers(0, 4, (9, 8, 7)).astype(np.uint8)
+    old, new = (score_case(prediction, truth, ISO, profile) for profile in (BRATS, LESIONS))
+    for name in SCORED:
+        assert replace(new[name], lesions=None) == old[name]
+
+
+def test_one_transform_of_each_surface_serves_hd95_and_nsd() -> None:
+    a, b = ball(6, (21, 21, 21)), ball(8, (21, 21, 21))
+    distances = surface_distances(a, b, ISO)
+    assert distances.percentile(95) == hd95(a, b, ISO, BRATS)
+    assert distances.share_within(1) == nsd(a, b, ISO, BRATS)
+    assert distances.forth.size < a.sum()
+    assert distances.back.size < b.sum()

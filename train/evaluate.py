@@ -8,10 +8,11 @@ from typing import Any
 from runtime.atomic import write_json, write_text
 from runtime.case import Case
 from runtime.labels import REGIONS, Convention
-from runtime.metrics import SCORED, Scores, score_case, summarise, to_json
+from runtime.metrics import SCORED, Scores, score_case
 from runtime.model_card import PostprocessRule
 from runtime.postprocess import postprocess
 from runtime.segmenter import Prediction
+from runtime.summary import summarise, to_json
 from runtime.truth import load_truth
 from train.checkpoint import load_checkpoint, restore_weights, save_checkpoint
 from train.device import Compute

@@ -13,9 +13,9 @@ import numpy as np
 from scipy import ndimage
 
 from runtime.labels import REGIONS, LabelMap
-from runtime.metrics import Spacing
 from runtime.model_card import PostprocessRule
 from runtime.postprocess import postprocess
+from runtime.surface import Spacing
 from train.validate import dice_of
 
 COMPONENTS_MM3: Final = (0.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0)

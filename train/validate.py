@@ -10,10 +10,11 @@ from torch import nn
 from runtime import nifti
 from runtime.case import Case
 from runtime.labels import REGIONS, Label, LabelMap
-from runtime.metrics import PROFILES, SCORED, Mask, dice
+from runtime.metrics import PROFILES, SCORED, dice
 from runtime.model_card import ModelCard
 from runtime.ops import Array
 from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from runtime.surface import Mask
 from train.backend import TorchBackend
 from train.device import Compute
 

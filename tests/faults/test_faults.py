@@ -246,26 +246,66 @@ FAULTS = (
     ),
     Fault(
         "distances-not-pooled",
-        "runtime/metrics.py",
-        """    pooled = np.concatenate(
-        [
-            ndimage.distance_transform_edt(~there, sampling=spacing)[here]
-            for here, there in ((surface_a, surface_b), (surface_b, surface_a))
-        ]
-    )
-    return float(np.percentile(pooled, profile.hd95_percentile))
-""",
-        """    return max(
-        float(
-            np.percentile(
-                ndimage.distance_transform_edt(~there, sampling=spacing)[here],
-                profile.hd95_percentile,
-            )
-        )
-        for here, there in ((surface_a, surface_b), (surface_b, surface_a))
-    )
-""",
+        "runtime/surface.py",
+        "float(np.percentile(np.concatenate((self.forth, self.back)), percent))",
+        "max(float(np.percentile(way, percent)) for way in (self.forth, self.back))",
         "tests/test_metrics.py::test_hd95_pools_both_directions",
+    ),
+    Fault(
+        "surfaces-weigh-the-same-whatever-their-size",
+        "runtime/surface.py",
+        "return near / (self.forth.size + self.back.size)",
+        "return near and sum(float(np.mean(w <= reach)) for w in (self.forth, self.back)) / 2",
+        "tests/test_metrics.py::test_nsd_weighs_both_surfaces_by_their_voxels",
+    ),
+    Fault(
+        "volume-difference-the-wrong-way-round",
+        "runtime/metrics.py",
+        "volume_difference_ml=(called - true) * voxel_ml",
+        "volume_difference_ml=(true - called) * voxel_ml",
+        "tests/test_metrics.py::test_too_much_and_too_little_have_their_signs",
+    ),
+    Fault(
+        "lesions-dilated-across-faces-only",
+        "runtime/lesions.py",
+        "_EIGHTEEN = ndimage.generate_binary_structure(3, 2)",
+        "_EIGHTEEN = ndimage.generate_binary_structure(3, 1)",
+        "tests/test_lesions.py::test_what_three_dilations_reach[step2-True]",
+    ),
+    Fault(
+        "lesions-dilated-twice",
+        "runtime/lesions.py",
+        "dilations: int = 3",
+        "dilations: int = 2",
+        "tests/test_lesions.py::test_lesions_whose_dilations_touch_are_one[6-1]",
+    ),
+    Fault(
+        "lesions-of-the-threshold-counted",
+        "runtime/lesions.py",
+        "sizes[lesion] <= rule.dropped_mm3",
+        "sizes[lesion] < rule.dropped_mm3",
+        "tests/test_lesions.py::test_lesions_of_50_mm3_and_less_are_dropped[size0-spacing0-False]",
+    ),
+    Fault(
+        "false-positives-forgotten",
+        "runtime/lesions.py",
+        "scored = len(dices) + false_positives",
+        "scored = len(dices)",
+        "tests/test_lesions.py::test_the_smallest_false_positive_counts",
+    ),
+    Fault(
+        "only-the-largest-component-of-a-lesion",
+        "runtime/lesions.py",
+        "np.isin(components, own), lesion_voxels",
+        "np.isin(components, own[:1]), lesion_voxels",
+        "tests/test_lesions.py::test_all_components_that_touch_a_lesion_are_united_whole",
+    ),
+    Fault(
+        "missing-predictions-left-out",
+        "runtime/evaluate.py",
+        "if profile.missing is Missing.LEAVE_OUT:",
+        "if missing:",
+        "tests/test_evaluate.py::test_a_missing_prediction_counts_as_empty_and_is_listed",
     ),
     Fault(
         "phases-of-the-interleaved-kernel-not-flipped",

@@ -1,0 +1,164 @@
+"""brats-eval from its command line: what it writes, prints, refuses, and leaves with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import score_plots
+from runtime.cli.evaluate import main
+from runtime.labels import Label, LabelMap
+from runtime.nifti import Grid, write_image, write_label_map
+
+SHAPE = (16, 12, 10)
+GRID = Grid.from_affine(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]))
+
+
+def labels(planes: int = 4) -> LabelMap:
+    made = np.zeros(SHAPE, np.uint8)
+    made[2 : 2 + planes, 2:8, 2:8] = 4
+    made[8:10, 2:8, 2:8] = Label.ED
+    return made
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    for case_id in ("A", "B"):
+        folder = tmp_path / "truth" / case_id
+        write_image(folder / f"{case_id}_flair.nii.gz", np.ones(SHAPE, np.int16), GRID)
+        write_image(folder / f"{case_id}_seg.nii.gz", labels(), GRID)
+    return tmp_path / "truth"
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    for case_id, planes in (("A", 4), ("B", 2)):
+        write_label_map(tmp_path / "out" / f"{case_id}_seg.nii.gz", labels(planes), GRID)
+    return tmp_path / "out"
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_all_outputs_at_once(
+    tmp_path: Path, predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "made"
+    code = run(
+        predictions, truth, "--profile", "brats2023", "--json", made / "s.json",
+        "--csv", made / "s.csv", "--plots", made / "plots",
+    )  # fmt: skip
+    assert code == 0
+    stored = json.loads((made / "s.json").read_text())
+    assert stored["profile"] == "brats2023"
+    # 72 of 144 voxels: 2/3, and the lesion is found in both cases.
+    assert stored["summary"]["ET"]["lesion_dice"]["mean"] == pytest.approx(5 / 6)
+    assert (made / "s.csv").read_text().count("\n") == 11
+    assert (made / "plots" / "lesion_dice.png").is_file()
+    shown = capsys.readouterr()
+    assert "2 cases" in shown.out
+    assert "lesion" in shown.out
+    assert "error" not in shown.err
+
+
+def test_quiet_prints_nothing(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(predictions, truth, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("policy", "code", "mean"), [(None, 0, 0.5), ("empty", 0, 0.5), ("leave-out", 0, 1.0),
+                                 ("refuse", 3, None)]
+)  # fmt: skip
+def test_missing_predictions_count_as_told(
+    tmp_path: Path,
+    predictions: Path,
+    truth: Path,
+    capsys: pytest.CaptureFixture[str],
+    policy: str | None,
+    code: int,
+    mean: float | None,
+) -> None:
+    (predictions / "B_seg.nii.gz").unlink()
+    flags = [] if policy is None else ["--missing", policy]
+    assert run(predictions, truth, "--json", tmp_path / "s.json", "--quiet", *flags) == code
+    if mean is None:
+        assert "found no prediction of B," in capsys.readouterr().err
+        assert not (tmp_path / "s.json").exists()
+    else:
+        stored = json.loads((tmp_path / "s.json").read_text())
+        assert stored["summary"]["ET"]["dice"]["mean"] == mean
+        assert stored["missing"] == ["B"]
+
+
+def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = [line for line in shown.err.splitlines() if line.strip()]
+    assert len(lines) == 1, shown.err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_wrong_label_values(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_label_map(predictions / "A_seg.nii.gz", np.where(labels() == 4, 3, labels()), GRID)
+    assert run(predictions, truth, "--quiet") == 3
+    assert "label values" in one_sentence(capsys)
+
+
+def test_another_grid(predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = Grid.from_affine(SHAPE, np.diag([1.0, -1.0, 1.0, 1.0]))
+    write_label_map(predictions / "A_seg.nii.gz", labels(), moved)
+    assert run(predictions, truth, "--quiet") == 3
+    assert "A_seg.nii.gz" in one_sentence(capsys)
+
+
+def test_missing_truth(predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_label_map(predictions / "C_seg.nii.gz", labels(), GRID)
+    assert run(predictions, truth, "--quiet") == 3
+    assert "case C, which has no truth" in one_sentence(capsys)
+    assert run(predictions, truth / "absent", "--quiet") == 3
+    assert "absent" in one_sentence(capsys)
+
+
+@pytest.mark.parametrize("flags", [("--profile", "brats1999"), ("--missing", "ignore")])
+def test_unknown_words_are_usage_errors(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(predictions, truth, *flags)
+    assert stopped.value.code == 2
+    assert flags[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--json", "--csv", "--plots"])
+def test_outputs_that_cannot_be_written_are_said_before_a_case_is_read(
+    tmp_path: Path,
+    predictions: Path,
+    truth: Path,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+) -> None:
+    (tmp_path / "file").write_text("")
+    (predictions / "A_seg.nii.gz").write_bytes(b"not a label map")
+    assert run(predictions, truth, flag, tmp_path / "file" / "x", "--quiet") == 7
+    assert "file" in one_sentence(capsys)
+
+
+def test_plots_without_matplotlib(
+    tmp_path: Path,
+    predictions: Path,
+    truth: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(score_plots, "find_spec", lambda name: None)
+    assert run(predictions, truth, "--plots", tmp_path / "plots", "--quiet") == 2
+    assert "brats-deploy[plots]" in one_sentence(capsys)
+    assert not (tmp_path / "plots").exists()
