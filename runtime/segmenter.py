@@ -36,6 +36,7 @@ class SegmentOptions:
         batch: windows per step; a backend may choose fewer.
         probabilities: also return the blended class probabilities.
         force_spacing: run on a spacing that is not the model's.
+        postprocess: do to the label map what the card asks for; False leaves it as after argmax.
     """
 
     overlap: float | Shape3 | None = None
@@ -44,6 +45,7 @@ class SegmentOptions:
     batch: int | None = None
     probabilities: bool = False
     force_spacing: bool = False
+    postprocess: bool = True
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,9 @@ class Segmenter:
             prepared, prepared.placement.boxed(full), progress, volume.case.case_id
         )
         stitched_mark = ops.mark()
-        labels = postprocess(ops.download(full), card.postprocess, volume.grid.spacing)
+        labels = ops.download(full)
+        if self.options.postprocess:
+            labels = postprocess(labels, card.postprocess, volume.grid.spacing)
         probabilities = None
         if stitched.probabilities is not None:
             probabilities = self._pasted(prepared, stitched.probabilities)

@@ -318,6 +318,9 @@ def test_the_cards_rules_and_warnings_reach_the_prediction(
     prediction = Segmenter(FakeBackend(card=card), options).segment(make_volume(images, affine))
     np.testing.assert_array_equal(prediction.labels, np.where(truth == 3, 1, truth))
     assert len(prediction.warnings) == 1
+    plain = replace(options, postprocess=False)
+    prediction = Segmenter(FakeBackend(card=card), plain).segment(make_volume(images, affine))
+    np.testing.assert_array_equal(prediction.labels, truth)
     card = replace(CARD, postprocess=PostprocessRule(min_et_mm3=enhancing * 8))
     prediction = Segmenter(FakeBackend(card=card), options).segment(make_volume(images, affine))
     np.testing.assert_array_equal(prediction.labels, truth)

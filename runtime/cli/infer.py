@@ -59,6 +59,8 @@ class InferArgs:
     """Modalities of numbered channels in order, such as flair,t1,t1ce,t2."""
     force_spacing: bool = False
     """Run on a spacing that is not the model's, with a warning."""
+    no_postprocess: bool = False
+    """Leave label maps as after argmax, whatever the model's card asks for."""
     uncertified: bool = False
     """Run an artefact that no parity certificate covers; the sidecar records it."""
     overwrite: bool = False
@@ -150,6 +152,7 @@ def _segment(
                 batch=options.batch,
                 probabilities=options.probabilities,
                 force_spacing=options.force_spacing,
+                postprocess=not options.no_postprocess,
             ),
             spare=lambda: open_spare(model, wanted, backend.info),
         )
