@@ -47,7 +47,7 @@ def render_table(evaluation: Evaluation) -> Table:
     """The headline figures of the regions: a row per case, then what they come to."""
     shown = [(metric, region) for metric in headline(evaluation.profile) for region in REGIONS]
     table = Table(title=_title(evaluation))
-    table.add_column("case", overflow="fold")
+    table.add_column("case", overflow="fold", min_width=20)
     for metric, region in shown:
         table.add_column(f"{TITLES[metric][0]} {region}", justify="right")
     for case_id, scores in evaluation.cases.items():
@@ -68,7 +68,7 @@ def render_table(evaluation: Evaluation) -> Table:
 def render_summary(evaluation: Evaluation) -> Table:
     """Every figure of every region and label over the cases: mean with its interval, median."""
     table = Table(title=f"Mean over cases with its {_INTERVAL}, and median")
-    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold", min_width=11)
     for name in SCORED:
         table.add_column(name, justify="right")
     summary = evaluation.summary

@@ -1,5 +1,7 @@
 """brats-eval: score predictions against truth."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,6 +87,8 @@ def _score(options: EvaluateArgs, console: Console) -> int:
     if options.plots is not None:
         draw_plots(options.plots, evaluation)
     if not options.quiet:
-        Console().print(render_table(evaluation))
-        Console().print(render_summary(evaluation))
+        # A file or a pipe has no width of its own, and 80 columns break every interval.
+        tables = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+        tables.print(render_table(evaluation))
+        tables.print(render_summary(evaluation))
     return 0
