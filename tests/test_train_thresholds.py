@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runtime.labels import Label, LabelMap
+from runtime.labels import REGIONS, Label, LabelMap
 from runtime.model_card import PostprocessRule
 from train.thresholds import Labelled, learn_rule
 
@@ -34,8 +34,11 @@ def test_specks_are_removed_and_no_more_than_needed() -> None:
     learned = learn_rule([_case(speckled, truth), _case(truth, truth, "two")])
     # 180 lies between 100 and 250; every larger threshold is as good, and dangerous.
     assert learned.rule == PostprocessRule(min_component_mm3=250.0)
-    assert learned.with_rule == {"WT": 1.0, "TC": 1.0, "ET": 1.0}
-    assert learned.without["ET"] == pytest.approx((2 * 216 / (2 * 216 + 180) + 1) / 2)
+    assert learned.with_rule.dice == learned.with_rule.lesion_dice == dict.fromkeys(REGIONS, 1.0)
+    # A tumour found and a speck that is none: half of it, and all of the other case.
+    assert learned.without.lesion_dice["ET"] == pytest.approx((1 / 2 + 1) / 2)
+    assert learned.without.lesion_dice["WT"] == pytest.approx((1 / 3 + 1) / 2)
+    assert learned.without.dice["ET"] == pytest.approx((2 * 216 / (2 * 216 + 180) + 1) / 2)
     assert "250 mm3" in learned.sentence()
 
 
@@ -46,8 +49,8 @@ def test_a_little_enhancement_where_there_is_none_becomes_ncr() -> None:
     called[14:17, 14:17, 14:17] = Label.ET
     learned = learn_rule([_case(called, truth), _case(_tumour(), _tumour(), "two")])
     assert learned.rule == PostprocessRule(min_et_mm3=50.0)
-    assert learned.with_rule["ET"] == 1.0
-    assert learned.without["ET"] == 0.5
+    assert learned.with_rule.dice["ET"] == 1.0
+    assert learned.without.dice["ET"] == learned.without.lesion_dice["ET"] == 0.5
 
 
 def test_nothing_is_learned_where_nothing_is_gained() -> None:
@@ -71,14 +74,32 @@ def test_a_case_is_whole_again_after_cropping() -> None:
 
 
 def test_json_holds_both_figures(tmp_path: Path) -> None:
-    value = learn_rule([_case(_tumour(), _tumour())]).to_json(["one"])
+    value = learn_rule([_case(_tumour(), _tumour())]).to_json()
     assert json.loads(json.dumps(value)) == {
         "min_component_mm3": 0.0,
         "min_et_mm3": 0.0,
         "learned_on": ["one"],
         "dice_without": {"WT": 1.0, "TC": 1.0, "ET": 1.0},
         "dice_with": {"WT": 1.0, "TC": 1.0, "ET": 1.0},
+        "lesion_dice_without": {"WT": 1.0, "TC": 1.0, "ET": 1.0},
+        "lesion_dice_with": {"WT": 1.0, "TC": 1.0, "ET": 1.0},
     }
+
+
+def test_a_speck_too_small_for_whole_volumes_is_found_by_its_lesion() -> None:
+    """Three voxels beside 8,000 cost no Dice to speak of, and half of the lesions."""
+    truth = _tumour()
+    speckled = truth.copy()
+    speckled[33:36, 33, 33] = Label.ED
+    learned = learn_rule([_case(speckled, truth)])
+    assert learned.without.dice["WT"] > 0.9995
+    assert learned.without.lesion_dice["WT"] == pytest.approx(0.5)
+    assert learned.rule == PostprocessRule(min_component_mm3=50.0)
+
+
+def test_many_cases_are_thinned_evenly() -> None:
+    cases = [_case(_tumour(), _tumour(), f"{number:03d}") for number in range(49)]
+    assert learn_rule(cases).cases == tuple(f"{number:03d}" for number in range(0, 49, 3))
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)])

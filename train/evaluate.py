@@ -116,7 +116,7 @@ def write_evaluation(
         "precision": plan.compute.precision,
         "overlap": plan.overlap,
         "left_out": left_out,
-        "postprocess": None if learned is None else learned.to_json(ids),
+        "postprocess": None if learned is None else learned.to_json(),
         "dice_without_modality": missing,
         **to_json(PROFILE, scores),
     }

@@ -16,7 +16,8 @@ from train.schedule import TimeBudget
 _SHARE_OF_BUDGET: Final = 0.1
 _SHARE_OF_TRAINING: Final = 0.15
 _SECONDS_PER_CASE: Final = 1.5
-_SECONDS_TO_SCORE: Final = 5.0
+# Thresholds are tried on lesions as well.
+_SECONDS_TO_SCORE: Final = 12.0
 
 
 class Pace:
