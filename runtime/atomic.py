@@ -1,11 +1,12 @@
 """The only writer of files: complete under its final name, or not there at all."""
 
+import errno
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +37,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             raise
         _sync_directory(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -64,7 +65,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def replace_directory(path: Path, fill: Callable[[Path], None], owned_by: str) -> None:
@@ -102,7 +103,57 @@ def replace_directory(path: Path, fill: Callable[[Path], None], owned_by: str) -
             shutil.rmtree(temporary, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
+
+
+def add_directory(
+    path: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool]
+) -> None:
+    """Let ``fill`` write a directory that appears whole under its name, whoever else adds it too.
+
+    Of several writers one wins, and what the others wrote is thrown away; a directory that is
+    whole is never touched again, so that nobody reads one that vanishes.
+
+    Args:
+        path: the directory to add; its content is a function of its name.
+        fill: writes the files into the directory it is given.
+        is_whole: whether a directory that is there already is what ``fill`` would write.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+            fill(temporary)
+            while not is_whole(path):
+                try:
+                    os.rename(temporary, path)
+                    break
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                if not is_whole(path):
+                    _set_aside(path, is_whole)
+            _sync_directory(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _set_aside(path: Path, is_whole: Callable[[Path], bool]) -> None:
+    """Remove a damaged directory from its name in one step, if nobody else has done so."""
+    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
+    with suppress(FileNotFoundError):
+        os.rename(path, old)
+        if is_whole(old):
+            # Another writer had put it right meanwhile; or a third has by now, which is as good.
+            with suppress(OSError):
+                os.rename(old, path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_replaceable(path: Path, owned_by: str) -> None:
@@ -136,7 +187,7 @@ def check_writable(directory: Path) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise _unwritable(directory, error) from error
+        raise unwritable(directory, error) from error
 
 
 def _sync_directory(directory: Path) -> None:
@@ -148,7 +199,8 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
-def _unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Path, error: OSError) -> OutputError:
+    """The error of an output that the system would not take."""
     return OutputError(
         path,
         found=error.strerror or type(error).__name__,

@@ -3,12 +3,15 @@
 import errno
 import json
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from runtime.atomic import (
+    add_directory,
     check_replaceable,
     check_writable,
     open_atomic,
@@ -207,3 +210,47 @@ def test_a_rename_that_fails_brings_the_old_directory_back(
         replace_directory(out, fill, "owned")
     assert tree(out) == {"owned": b"old"}
     assert names(tmp_path) == ["out"]
+
+
+def test_many_writers_add_one_directory_each_time(tmp_path: Path) -> None:
+    """Eight threads add the same forty directories, in step; readers never see half of one."""
+    names = [f"entry{number}" for number in range(40)]
+    barrier = threading.Barrier(8)
+
+    def whole(path: Path) -> bool:
+        try:
+            return (path / "last").read_text() == (path / "first").read_text()
+        except OSError:
+            return False
+
+    def fill(path: Path, name: str) -> None:
+        (path / "first").write_text(name)
+        (path / "last").write_text(name)
+
+    def writer() -> int:
+        failures = 0
+        for name in names:
+            barrier.wait(30)
+            add_directory(tmp_path / name, lambda path, name=name: fill(path, name), whole)
+            failures += (tmp_path / name / "first").read_text() != name
+        return failures
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [future.result() for future in [pool.submit(writer) for _ in range(8)]] == [0] * 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_damaged_directory_is_added_anew(tmp_path: Path) -> None:
+    damaged = tmp_path / "entry"
+    damaged.mkdir()
+    (damaged / "half").write_text("")
+
+    def whole(path: Path) -> bool:
+        return (path / "all").is_file()
+
+    def fill(path: Path) -> None:
+        (path / "all").write_text("x")
+
+    add_directory(damaged, fill, whole)
+    assert [path.name for path in damaged.iterdir()] == ["all"]
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]

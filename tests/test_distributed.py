@@ -12,7 +12,7 @@ import torch
 from runtime.errors import UsageError
 from runtime.phantom import Enhancement, write_phantoms
 from tests.ddp_worker import train as ten_steps
-from train.checkpoint import load_checkpoint
+from train.checkpoint import Architecture, load_checkpoint
 from train.distributed import ALONE, World, place
 from train.sampler import Draw, EpochSampler
 
@@ -54,8 +54,10 @@ def test_two_processes_step_as_one_with_the_same_batch(tmp_path: Path) -> None:
         assert state.keys() == alone.keys()
         for key, expected in alone.items():
             torch.testing.assert_close(state[key], expected, rtol=0, atol=1e-6, msg=key)
-    before = [value for key, value in alone.items() if key.endswith("head.weight")]
-    assert before[0].abs().max() > 0
+    fresh = Architecture(features=(4, 8, 16), dropout=0.0, deep_supervision=1).build()
+    moved = (alone["raw.head.weight"] - fresh.head.weight.detach()).abs()
+    # Ten steps of Adam at 1e-3: far more than the two may differ by.
+    assert float(moved.max()) > 1e-3
     assert alone["losses"][-1] < alone["losses"][0]
 
 
@@ -66,6 +68,34 @@ def test_with_live_statistics_the_ranks_agree_bit_for_bit(tmp_path: Path) -> Non
     moved = one["raw.encoder.0.bn1.running_mean"]
     assert moved.abs().max() > 0
     assert not torch.equal(one["average.encoder.0.bn1.running_mean"], moved)
+
+
+FAILING = """
+import sys
+from runtime.errors import InputError
+from train.distributed import joined, place
+import torch
+world = place()
+def make():
+    if world.rank == 1:
+        raise InputError("a case", found="ones", expected="noughts", remedy="mend it")
+    return world.rank
+with joined(world, torch.device("cpu")):
+    try:
+        print("got", world.together(make))
+    except InputError as error:
+        print("said:", error)
+        sys.exit(error.exit_code)
+"""
+
+
+def test_where_one_fails_all_leave_and_one_speaks(tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = _torchrun(str(tmp_path / "failing.py"))
+    assert done.returncode != 0
+    assert done.stdout.count("said: a case: found ones") == 1
+    assert "got" not in done.stdout
+    assert "closed by peer" not in done.stderr
 
 
 class _Numbered:

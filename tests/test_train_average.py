@@ -120,6 +120,9 @@ def test_a_compiled_step_is_the_same_step() -> None:
         network = SMALL.build()
         stepper = _stepper(network, compile=compiled)
         losses = [stepper.step(_batch(2, seed), 1e-3) for seed in range(3)]
-        states.append((losses, list(network.state_dict())))
+        states.append((losses, network.state_dict()))
     assert states[1][0] == pytest.approx(states[0][0], rel=1e-4)
-    assert states[1][1] == states[0][1]
+    assert states[1][1].keys() == states[0][1].keys()
+    for name, tensor in states[0][1].items():
+        # Adam makes of a gradient's rounding at most a step of the learning rate.
+        torch.testing.assert_close(states[1][1][name], tensor, rtol=0, atol=6e-3, msg=name)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import InputError, UsageError
+from runtime.model_card import ModelCard
 from train.cli import main, parse
 from train.config import Config
 from train.config_check import check
@@ -94,7 +95,9 @@ def test_configurations_are_found_by_name_and_by_path(tmp_path: Path) -> None:
 def test_shipped_configurations_are_usable(name: str) -> None:
     config = read_config(find_config(name))
     check(config)
-    assert config.card(name).patch == config.model.patch
+    card = config.card(name)
+    assert all(size % card.divisor == 0 for size in card.patch)
+    assert ModelCard.from_json(card.to_json(), name) == card
 
 
 def test_the_tutorial_is_kept_as_published() -> None:
@@ -110,6 +113,7 @@ def test_the_tutorial_is_kept_as_published() -> None:
     assert sampling.background_ratio == 0.1
     assert (config.augment.flip, config.augment.noise_std) == (0.5, (0.0, 0.1))
     assert config.augment.affine == config.augment.gamma == config.augment.bias_field == 0
+    assert not config.validation.thresholds
 
 
 def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
@@ -129,6 +133,23 @@ def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
         (["--augment.noise-std", "0.2,0.1"], "a range LOW,HIGH"),
         (["--sampling.patches-per-epoch", "0"], "random sampler"),
         (["--train.lr", "nan"], "at least 0"),
+        (["--train.lr", "inf"], "at least 0"),
+        (["--folds", "1"], "two folds or more"),
+        (["--folds", "3", "--fold", "3"], "3 of 3 folds"),
+        (["--folds", "3", "--validation-cases", "A"], "one of these ways to split"),
+        (["--config", "tutorial", "--augment.blur", "0.1"], "only flip and noise suit"),
+        (
+            ["--model.tolerates-missing", "t1", "--augment.modality-dropout", "0"],
+            "never leaves out",
+        ),
+        (["--model.tolerates-missing", "t3"], "modalities among flair"),
+        (["--model.tolerates-missing", "flair,t1,t1ce,t2"], "at least one that is needed"),
+        (["--model.deep-supervision", "4"], "at most 3"),
+        (["--augment.where", "device", "--augment.blur-std", "2,1"], "a range LOW,HIGH"),
+        (
+            ["--train.cross-entropy", "0", "--train.dice", "0", "--train.region-dice", "0"],
+            "above 0",
+        ),
     ],
 )
 def test_senseless_values_are_usage_errors(

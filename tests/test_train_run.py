@@ -4,19 +4,22 @@ import csv
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 import pytest
 import torch
 
+import train.checkpoint
 import train.loop
 import train.step
 from runtime.case import Case
-from runtime.errors import ComputeError
+from runtime.errors import ComputeError, OutputError, UsageError
 from runtime.metrics import SCORED, score_case
 from runtime.nifti import load
 from runtime.phantom import Enhancement, write_phantoms
@@ -30,7 +33,7 @@ from train.config_file import read_config
 from train.device import Compute
 from train.display import duration, epoch_line
 from train.patches import Batch
-from train.run_dir import COLUMNS, RunDir
+from train.run_dir import COLUMNS, RunDir, claimed
 from train.schedule import TimeBudget, learning_rate
 from train.step import MAX_SKIPPED, Stepper
 from train.unet import UNet3D
@@ -346,30 +349,187 @@ def test_a_step_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatc
         stepper.step(_batch(), 1e-3)
 
 
+FEW = ("--train.epochs", "2", "--sampling.patches-per-epoch", "4", "--train.keep-epochs", "0")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_system_that_takes_no_more_bytes_exits_7(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel itself refuses what is beyond 20 kB of a file, as it does on a full disk."""
+    import resource
+
+    flags = [*FEW, "--cache", str(tmp_path / "cache")]
+    assert _train(data, tmp_path / "one", "--name", "whole", *flags) == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert _train(data, tmp_path / "two", "--name", "short", *flags) == 7
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "last.pt" in error
+    assert "Traceback" not in error
+
+
 def test_a_full_disk_exits_7_and_keeps_the_last_checkpoint(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = torch.save
+    opened = train.checkpoint.open_atomic
     written = count()
 
-    def save(value: dict[str, object], file: IO[bytes]) -> None:
-        # The first checkpoint of the first epoch: last.pt of epoch 0 is there.
-        if next(written) == 1:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        saved(value, file)
+    @contextmanager
+    def open_full(path: Path) -> Iterator[BinaryIO]:
+        with opened(path) as file:
+            yield file
+            # The first checkpoint of the first epoch: last.pt of epoch 0 is there.
+            if next(written) == 1:
+                file.truncate(100)
+                raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", save)
-    flags = ["--train.epochs", "2", "--sampling.patches-per-epoch", "4", "--train.keep-epochs", "0"]
-    assert _train(data, tmp_path, "--name", "full", *flags) == 7
+    monkeypatch.setattr(train.checkpoint, "open_atomic", open_full)
+    assert _train(data, tmp_path, "--name", "full", *FEW) == 7
     error = capsys.readouterr().err
     assert "No space left on device" in error
     assert "Traceback" not in error
     checkpoints = tmp_path / "full" / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["last.pt"]
-    monkeypatch.setattr(torch, "save", saved)
+    monkeypatch.setattr(train.checkpoint, "open_atomic", opened)
     assert main(["--resume", "--name", "full", "-o", str(tmp_path), "--quiet"]) == 0
     assert load_checkpoint(checkpoints / "last.pt").epoch == 2
+
+
+def test_weights_that_overflow_in_a_finite_step_are_not_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = Stepper._attempt
+    steps = count()
+
+    def overflowing(self: Stepper, batch: Batch, lr: float) -> float | None:
+        loss = attempt(self, batch, lr)
+        # The last step of the second epoch: its loss was finite, its weights are not.
+        if next(steps) == 3:
+            with torch.no_grad():
+                self._model.head.weight[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(Stepper, "_attempt", overflowing)
+    assert _train(data, tmp_path, "--name", "hot", *FEW) == 8
+    assert "head.weight that are not finite" in capsys.readouterr().err
+    last = load_checkpoint(tmp_path / "hot" / "checkpoints" / "last.pt")
+    assert last.epoch == 1
+    assert all(torch.isfinite(tensor).all() for tensor in last.model.values())
+
+
+# Resuming
+
+
+def test_a_run_killed_before_its_evaluation_is_evaluated(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.loop, "write_evaluation", killed)
+        assert _train(data, tmp_path, "--name", "late", *FEW) == 130
+    run = tmp_path / "late"
+    assert load_checkpoint(run / "checkpoints" / "last.pt").epoch == 2
+    assert not (run / "evaluation.json").exists()
+    again = ["--resume", "--name", "late", "-o", str(tmp_path), "-d", str(data), "--quiet"]
+    assert main(again) == 0
+    assert len(json.loads((run / "evaluation.json").read_text())["cases"]) == 1
+    assert len(_rows(run)) == 2
+    # Now it is done, and says so.
+    assert main(again) == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "key"),
+    [
+        (("--model.features", "4,16,16"), "--model.features"),
+        (("--folds", "2"), "--split.folds"),
+        (("--seed", "5"), "--seed"),
+        (("--train.ema", "0.9"), "--train.ema"),
+    ],
+)
+def test_a_resumed_run_stays_what_it_was(
+    run: Path, data: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], key: str
+) -> None:
+    before = (run / "config.yaml").read_bytes()
+    again = ["--resume", "--name", run.name, "-o", str(run.parent), "-d", str(data), "--quiet"]
+    assert main([*again, "--train.epochs", "9", *flags]) == 2
+    error = capsys.readouterr().err
+    assert key in error
+    assert "with which the run was begun" in error
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_resumed_dry_run_needs_the_cases_too(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = json.loads((run / "split.json").read_text())["train"][0]
+    shutil.copytree(data, tmp_path / "in", ignore=shutil.ignore_patterns(gone))
+    again = ["--resume", "--name", run.name, "-o", str(run.parent), "-d", str(tmp_path / "in")]
+    assert main([*again, "--dry-run", "--quiet"]) == 2
+    assert f"case {gone}, which is not in" in capsys.readouterr().err
+
+
+def test_a_resumed_run_keeps_its_time_limit() -> None:
+    now = [100.0]
+    budget = TimeBudget(60.0, lambda: now[0])
+    now[0] += 10  # preparing
+    budget.begin_training(5.0)
+    now[0] += 20
+    state = budget.state()
+    assert state == {"seconds": 60.0, "elapsed": 30.0, "training": 10.0}
+    fraction = budget.fraction()
+    now[0] += 1000
+    later = TimeBudget(None, lambda: now[0])
+    assert later.state() is None
+    now[0] += 7  # preparing again
+    later.go_on(state)
+    later.begin_training(5.0)
+    assert later.fraction() == pytest.approx(fraction) == pytest.approx(20 / 45)
+    now[0] += 26
+    assert later.exhausted()
+    assert not later.overdue()
+
+
+# Who owns a run directory
+
+
+def test_two_runs_never_share_a_directory(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "one")
+    with claimed(run, fresh=True) as first:
+        assert first == run
+        (run.path / "config.yaml").write_text("")
+        with pytest.raises(UsageError, match="a run of that name"), claimed(run, fresh=True):
+            pass
+        with claimed(run, fresh=True, may_rename=True) as second:
+            assert second.name == "one-2"
+            (second.path / "config.yaml").write_text("")
+        with (
+            pytest.raises(UsageError, match="another process is training"),
+            claimed(run, fresh=False),
+        ):
+            pass
+    with claimed(run, fresh=False) as again:
+        assert again == run
+    assert not (run.path / ".lock").exists()
+
+
+def test_a_claim_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    with claimed(RunDir(tmp_path / "runs" / "one"), fresh=True):
+        pass
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match="a place that can be written"),
+        claimed(RunDir(tmp_path / "file" / "one"), fresh=True),
+    ):
+        pass
 
 
 # The schedule and the clock

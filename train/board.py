@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from runtime.atomic import unwritable
 from train.run_dir import RunDir
 
 
@@ -28,6 +29,7 @@ class Board:
             # TensorBoard's own imports warn of things that are not ours to mend.
             warnings.simplefilter("ignore")
             from torch.utils.tensorboard import SummaryWriter
+        self._folder = run.tensorboard
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=epoch + 1)
 
     def __enter__(self) -> "Board":
@@ -39,8 +41,14 @@ class Board:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.close()
+        except OSError as closing:
+            # On a full disk it is the first error that says what was lost.
+            if error is None:
+                raise unwritable(self._folder, closing) from closing
 
     def scalars(self, row: Mapping[str, Any], epoch: int) -> None:
         """A row of the history, but for what it leaves empty."""

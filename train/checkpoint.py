@@ -1,5 +1,6 @@
 """What a training run leaves behind: tensors and JSON strings, so that loading runs no code."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -98,8 +99,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "progress": json.dumps(checkpoint.progress),
         "optimizer": dict(checkpoint.optimizer),
     }
+    # In memory first: PyTorch's own writer hides what the system says of a full disk.
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
     with open_atomic(path) as file:
-        torch.save(value, file)
+        file.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -115,7 +115,7 @@ class AugmentConfig:
     log_gamma: Range = (-0.3, 0.3)
     """g"""
     bias_field: float = 0.0
-    """smooth multiplicative field"""
+    """smooth factor on the normalised intensities"""
     bias_coefficient: float = 0.3
     """largest polynomial coefficient of its logarithm"""
     affine: float = 0.0
@@ -138,8 +138,8 @@ class AugmentConfig:
     """one modality set to 0, as one that is missing"""
     droppable: Names = ()
     """modalities that may be; empty: each of them"""
-    where: Literal["auto", "loader", "device"] = "auto"
-    """loader: TorchIO, in the loading processes; device: the same in PyTorch, where it trains"""
+    where: Literal["device", "loader"] = "device"
+    """device: in PyTorch, where it trains; loader: the same by TorchIO, in the loading processes"""
 
 
 @dataclass(frozen=True)

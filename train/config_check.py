@@ -1,6 +1,7 @@
 """Which values of a configuration can be trained with."""
 
 from collections.abc import Mapping
+from math import inf, isfinite
 from typing import Any, Final
 
 from runtime.errors import UsageError
@@ -65,7 +66,7 @@ def check(config: Config) -> None:
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
-        if not (value >= low and (high is None or value <= high)):
+        if not (value >= low and value <= (inf if high is None else high) and isfinite(value)):
             expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
             raise _refused(key, f"{value:g}", expected)
     model, sampling = config.model, config.sampling
@@ -74,7 +75,12 @@ def check(config: Config) -> None:
         raise _refused("train.dice", "0, as are cross_entropy and region_dice", "one above 0")
     if len(model.features) < 2 or min(model.features, default=0) < 1:
         raise _refused("model.features", str(model.features), "two positive widths or more")
-    folds, fold = config.split.folds, config.split.fold
+    split = config.split
+    if split.folds and (split.train_cases or split.validation_cases or split.file):
+        raise _refused(
+            "split.folds", "folds beside lists of cases or a file", "one of these ways to split"
+        )
+    folds, fold = split.folds, split.fold
     if folds == 1 or fold >= max(folds, 1):
         raise _refused(
             "split.fold", f"{fold} of {folds} folds", "two folds or more, and one from 0 up to them"
@@ -98,10 +104,45 @@ def check(config: Config) -> None:
             f"at most {len(model.features) - 2}, the decoder's levels below full resolution",
         )
     _check_modalities(config)
+    augment = config.augment
+    changes = ("affine", "bias_field", "blur", "contrast", "gamma", "modality_dropout")
+    if model.normalisation == "zscore-volume":
+        for key in changes:
+            if getattr(augment, key):
+                raise _refused(
+                    f"augment.{key}",
+                    f"{getattr(augment, key):g} with zscore-volume",
+                    "0: only flip and noise suit a background that is not 0",
+                )
     for key in ("noise_std", "log_gamma", "blur_std"):
         low, high = getattr(config.augment, key)
         if not low <= high or (key != "log_gamma" and low < 0):
             raise _refused(f"augment.{key}", f"{low:g},{high:g}", "a range LOW,HIGH")
+
+
+def check_unchanged(before: Config, now: Config) -> None:
+    """Refuse to go on with a run whose network, split or seed would become another.
+
+    Raises:
+        UsageError: names the first key that differs.
+    """
+    one, two = before.to_dict(), now.to_dict()
+    keys = [f"{part}.{key}" for part in ("model", "split") for key in one[part]]
+    for key in (*keys, "train.ema", "seed"):
+        was, wanted = (_member(config, key) for config in (one, two))
+        if was != wanted:
+            raise UsageError(
+                f"--{key.replace('_', '-')}",
+                found=f"{wanted}",
+                expected=f"{was}, with which the run was begun",
+                remedy="drop the flag, or begin another run",
+            )
+
+
+def _member(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
 
 
 def _check_modalities(config: Config) -> None:

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import nifti
-from runtime.atomic import check_writable, open_atomic, replace_directory, write_json
+from runtime.atomic import add_directory, check_writable, open_atomic, write_json
 from runtime.case import Case, Dialect, find_cases
 from runtime.errors import InputError
 from runtime.labels import Convention, Label, LabelMap
@@ -22,7 +22,7 @@ from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
 from runtime.truth import load_truth
 
-CACHE_SCHEMA: Final = 2
+CACHE_SCHEMA: Final = 3
 _TUMOUR: Final = (Label.NCR, Label.ED, Label.ET)
 _RECORD: Final = "case.json"
 
@@ -36,7 +36,7 @@ class CachedCase:
         folder: holds the arrays.
         shape: (x, y, z) of the box.
         counts: voxels of NCR, ED and ET in the box.
-        content: SHA-256 of the contents of the images: equal for equal ones.
+        content: SHA-256 of the prepared voxels: equal for equal images, however they are stored.
     """
 
     case_id: str
@@ -180,28 +180,23 @@ def _check_distinct(cases: Sequence[Case], entries: Sequence[CachedCase]) -> Non
 
 
 def _entry(case: Case, card: ModelCard, cache: Path, convention: Convention | None) -> CachedCase:
-    images = {name: (_digest(source.path), source.channel) for name, source in case.images.items()}
-    folder = cache / f"{case.case_id}-{_key(case, images, card, convention)[:16]}"
+    folder = cache / f"{case.case_id}-{_key(case, card, convention)[:16]}"
     entry = _open(case.case_id, folder)
     if entry is None:
         prepared, labels = prepare_case(case, card, convention)
-        replace_directory(folder, lambda path: _write(path, prepared, labels), _RECORD)
+        add_directory(
+            folder,
+            lambda path: _write(path, prepared, labels),
+            lambda path: _open(case.case_id, path) is not None,
+        )
         entry = _open(case.case_id, folder)
     if entry is None:
         raise RuntimeError(f"{folder} cannot be read back")
-    return replace(entry, content=_hash(images))
+    return entry
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _key(
-    case: Case,
-    images: Mapping[str, tuple[str, int | None]],
-    card: ModelCard,
-    convention: Convention | None,
-) -> str:
+def _key(case: Case, card: ModelCard, convention: Convention | None) -> str:
+    images = {name: (_digest(source.path), source.channel) for name, source in case.images.items()}
     contents = {
         "schema": CACHE_SCHEMA,
         "images": images,
@@ -213,7 +208,7 @@ def _key(
         "normalisation": card.normalisation,
         "patch": card.patch,
     }
-    return _hash(contents)
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -232,9 +227,10 @@ def _digest(path: Path) -> str:
 def _write(folder: Path, prepared: Prepared, labels: LabelMap) -> None:
     flat = labels.ravel()
     positions = [np.flatnonzero(flat == label).astype(np.int32) for label in _TUMOUR]
+    voxels = prepared.voxels.astype(np.float16)
     arrays = {
         # A z-score of n voxels is below sqrt(n), so that none of them leaves the range of float16.
-        "voxels.npy": prepared.voxels.astype(np.float16),
+        "voxels.npy": voxels,
         "labels.npy": labels,
         "positions.npy": np.concatenate(positions),
     }
@@ -244,6 +240,7 @@ def _write(folder: Path, prepared: Prepared, labels: LabelMap) -> None:
     record = {
         "shape": list(labels.shape),
         "counts": [len(part) for part in positions],
+        "content": hashlib.sha256(voxels.tobytes()).hexdigest(),
         "bytes": {name: (folder / name).stat().st_size for name in arrays},
     }
     write_json(folder / _RECORD, record)
@@ -257,9 +254,10 @@ def _open(case_id: str, folder: Path) -> CachedCase | None:
             return None
         x, y, z = record["shape"]
         ncr, ed, et = record["counts"]
+        content = str(record["content"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return CachedCase(case_id, folder, (x, y, z), (ncr, ed, et))
+    return CachedCase(case_id, folder, (x, y, z), (ncr, ed, et), content)
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

@@ -1,6 +1,7 @@
 """Processes that train one network together, as torchrun starts them; one is a world, too."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,16 +10,31 @@ from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 
-from runtime.errors import UsageError
+from runtime.errors import BratsError, UsageError
 
 T = TypeVar("T")
 
 _TIMEOUT: Final = timedelta(hours=4)
 """How long a process waits for the others: they validate cases of very different sizes."""
 _VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; what follows is the same in each, so that its gradient is theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,29 @@ class World:
         shared: T = box[0]
         return shared
 
+    def together(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives this process; where it fails in one, everybody leaves.
+
+        Raises:
+            BratsError: what ``make`` raised, in the first process in which it did.
+            SystemExit: with that error's exit code, in the others.
+        """
+        if self.size == 1:
+            return make()
+        failure: BratsError | None = None
+        made: T | None = None
+        try:
+            made = make()
+        except BratsError as error:
+            failure = error
+        codes = self.gather(None if failure is None else failure.exit_code)
+        failed = [rank for rank, code in enumerate(codes) if code is not None]
+        if not failed:
+            return made  # type: ignore[return-value]
+        if failure is not None and failed[0] == self.rank:
+            raise failure
+        raise SystemExit(codes[failed[0]])
+
     def gather(self, value: T) -> list[T]:
         """Everybody's value, by rank, for everybody."""
         if self.size == 1:
@@ -76,7 +115,7 @@ class World:
         """
         if self.size == 1:
             return tensor
-        total: Tensor = differentiable.all_reduce(tensor)  # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(tensor)  # type: ignore[no-untyped-call]
         return total
 
     def average_buffers(self, module: nn.Module) -> None:
@@ -137,6 +176,9 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
         timeout=_TIMEOUT,
     )
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of 1x1x1 convolutions, whose strides say nothing: channels last is the same memory.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+            yield
     finally:
         dist.destroy_process_group()

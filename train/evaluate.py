@@ -35,6 +35,7 @@ class EvaluationPlan:
         compute: device and arithmetic.
         convention: of the label maps; None as each case says.
         thresholds: learn the card's post-processing on these cases.
+        all_of_them: score every prediction that there is, whatever the time.
     """
 
     cases: tuple[Case, ...]
@@ -42,6 +43,7 @@ class EvaluationPlan:
     compute: Compute
     convention: Convention | None = None
     thresholds: bool = False
+    all_of_them: bool = False
 
 
 def predict_best(
@@ -100,7 +102,7 @@ def write_evaluation(
         if len(labelled) <= SAMPLES:
             draw_sample(run.samples, prediction, truth)
         display.update(len(labelled))
-        if enough():
+        if enough() and not plan.all_of_them:
             break
     ids = [case.case_id for case in labelled]
     left_out = [case.case_id for case in plan.cases if case.case_id not in ids]
@@ -110,7 +112,8 @@ def write_evaluation(
         _update_card(run, postprocess=learned.rule)
     rule = PostprocessRule() if learned is None else learned.rule
     scores = {case.case_id: _scored(case, rule) for case in labelled}
-    missing = _without_each(run, plan, rule, enough, display)
+    scored = tuple(case for case in plan.cases if case.case_id in ids)
+    missing = _without_each(run, replace(plan, cases=scored), rule, enough, display)
     value = {
         "checkpoint": run.best.name,
         "precision": plan.compute.precision,
@@ -130,6 +133,14 @@ def write_evaluation(
     if left_out:
         text += f"\nNo time was left for: {', '.join(left_out)}\n"
     write_text(run.evaluation_text, text)
+    if scores:
+        figures = "  ".join(
+            f"{region} {fmean(one[region].dice for one in scores.values()):.3f}"
+            for region in REGIONS
+        )
+        display.say(f"best epoch on {len(scores)} validation cases: Dice {figures}")
+    if learned is not None:
+        display.say(learned.sentence())
 
 
 def _without_each(
@@ -144,16 +155,19 @@ def _without_each(
     """
     found: dict[str, dict[str, float]] = {}
     for modality in load_checkpoint(run.best).card.tolerates_missing:
-        if enough():
-            break
         display.begin(f"evaluation without {modality}", len(plan.cases))
-        scores = []
+        scores: list[dict[str, float]] = []
         for prediction in predict_best(run, plan, modality):
+            if enough():
+                break
             truth = load_truth(prediction.volume.case, None, plan.convention)
             spacing = prediction.volume.grid.spacing
             labels = postprocess(prediction.labels, rule, spacing)
             scores.append(dice_of(labels, truth))
             display.update(len(scores))
+        # A mean over fewer cases would not stand beside the others.
+        if len(scores) < len(plan.cases):
+            break
         found[modality] = {
             region: round(fmean(score[region] for score in scores), 4) for region in REGIONS
         }

@@ -24,7 +24,7 @@ from train.display import Display, epoch_line
 from train.distributed import ALONE, World
 from train.evaluate import EvaluationPlan, predict_best, write_evaluation
 from train.pace import Pace
-from train.patches import Item, PatchDataset, augments_on_device, patch_loader, worker_count
+from train.patches import Item, PatchDataset, patch_loader, worker_count
 from train.pictures import draw_curves
 from train.progress import Progress
 from train.run_dir import RunDir
@@ -72,7 +72,7 @@ class Trainer:
         self._card = config.card(job.run.name)
         on_gpu = job.compute.device.type == "cuda"
         workers = worker_count(config.train.workers, on_gpu)
-        on_device = augments_on_device(config.augment.where, on_gpu, workers)
+        on_device = config.augment.where == "device"
         modalities = self._card.modalities
         sampler = make_sampler(job.train, config.model.patch, config.sampling, config.seed)
         batch, accumulate = config.train.batch, config.train.accumulate
@@ -106,13 +106,6 @@ class Trainer:
         """
         path = self._job.run.last
         checkpoint = self._job.world.share(lambda: load_checkpoint(path))
-        if checkpoint.epoch >= self._config.train.epochs:
-            raise UsageError(
-                path,
-                found=f"a run of {checkpoint.epoch} epochs",
-                expected=f"fewer than the {self._config.train.epochs} wanted",
-                remedy="raise --train.epochs to train it further",
-            )
         restore_weights(self._model, checkpoint, path)
         try:
             self._stepper.load_state(checkpoint.optimizer)
@@ -124,6 +117,31 @@ class Trainer:
                 expected="last.pt of a run",
                 remedy="resume from a run directory that brats-train wrote",
             ) from error
+        clock = self._progress.clock
+        found, remedy = "", ""
+        if checkpoint.epoch >= self._config.train.epochs:
+            found = f"a run of {checkpoint.epoch} epochs, all that are wanted"
+            remedy = "raise --train.epochs to train it further"
+        elif clock is not None and not self._pace.go_on(clock):
+            found = f"a run whose {clock['seconds'] / 60:g} minutes are used up"
+            remedy = "give it more with --max-minutes"
+        self._ending = bool(found)
+        if self._ending and not self._unevaluated():
+            raise UsageError(path, found=found, expected="one that is not done", remedy=remedy)
+
+    def _unevaluated(self) -> bool:
+        """Whether the run was killed after its last epoch and before its evaluation was written."""
+        run = self._job.run
+
+        def stale() -> bool:
+            if not self._job.validation or not run.best.is_file():
+                return False
+            if not run.evaluation.is_file():
+                return True
+            # best.pt is written for the last time when thresholds are learned, before the figures.
+            return run.evaluation.stat().st_mtime_ns < run.best.stat().st_mtime_ns
+
+        return self._job.world.share(stale)
 
     def fit(self) -> None:
         """Train until the epochs, the patience or the time is used up; then evaluate.
@@ -149,6 +167,9 @@ class Trainer:
                 best = self._after_epoch(row, board)
                 left = 0.0 if self._ending else self._pace.seconds_left(self._progress.history)
                 self._display.say(epoch_line(row, self._config.train.epochs, best, left))
+            if leads and self._ending:
+                # Where a run was killed just before this.
+                self._job.run.write_history(self._progress.history)
         if self._job.validation and leads:
             self._evaluate()
 
@@ -192,6 +213,7 @@ class Trainer:
     def _after_epoch(self, row: dict[str, Any], board: Board) -> bool:
         """Validate where it is due, then save everything; whether this epoch is the best so far."""
         run, keep = self._job.run, self._config.train.keep_epochs
+        self._stepper.check_finite()
         # Decided once, so that the last epoch is always validated.
         self._ending = self._pace.ends(row["epoch"])
         score: float | None = None
@@ -201,6 +223,7 @@ class Trainer:
             row |= {f"dice_{name}": value for name, value in validation.mean().items()}
             row["dice_mean"] = score
         best = self._progress.record(row, score, chooses=bool(self._job.validation))
+        self._progress.clock = self._pace.state()
         if not self._job.world.leads:
             return best
         if best:
@@ -291,9 +314,7 @@ class Trainer:
         )
         newest = self._progress.best_epoch == self._progress.epoch
         ready = self._fresh if limited and newest and job.world.size == 1 else None
-        if ready is None:
-            predictions = predict_best(job.run, plan)
-            write_evaluation(job.run, plan, predictions, self._pace.overdue, self._display)
-        else:
-            # Seconds at most: what has been segmented is scored, even if the clock has run out.
-            write_evaluation(job.run, plan, ready, lambda: False, self._display)
+        # What has been segmented is scored even if the clock has run out: that takes seconds.
+        predictions = predict_best(job.run, plan) if ready is None else ready
+        plan = replace(plan, all_of_them=ready is not None)
+        write_evaluation(job.run, plan, predictions, self._pace.overdue, self._display)

@@ -37,6 +37,20 @@ class Pace:
         self._validated_at = 0.0
         self._seconds_to_validate = 0.0
 
+    def state(self) -> dict[str, float] | None:
+        """What `go_on` needs; None without a limit."""
+        return self._budget.state()
+
+    def go_on(self, state: Mapping[str, float]) -> bool:
+        """Keep the time limit of a run that is resumed, unless it is given a new one.
+
+        Returns:
+            Whether there is time left to train.
+        """
+        if not self._budget.limited:
+            self._budget.go_on(state)
+        return not self._leaders(self._budget.exhausted)
+
     @property
     def limited(self) -> bool:
         """Whether there is a time limit."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -84,16 +84,3 @@ def worker_count(wanted: int, on_gpu: bool) -> int:
     if wanted >= 0:
         return wanted
     return min(8, max(1, (os.cpu_count() or 2) - 1)) if on_gpu else 0
-
-
-def augments_on_device(
-    where: Literal["auto", "loader", "device"], on_gpu: bool, workers: int
-) -> bool:
-    """Resolve "auto": by TorchIO where a CPU has processes for it, else where the step runs.
-
-    PyTorch's augmentation takes a CPU a fifth of TorchIO's time, and a GPU next to none; how many
-    patches a second each of them makes, benchmarks/bench_training.py measures.
-    """
-    if where == "auto":
-        return on_gpu or workers == 0
-    return where == "device"

@@ -15,6 +15,7 @@ class Progress:
         best: highest mean Dice of a validation; None before the first, or without validation.
         best_epoch: when that was.
         since_best: validations since then.
+        clock: of a time limit, as `train.schedule.TimeBudget.state` gives it; None without one.
     """
 
     epoch: int = 0
@@ -22,6 +23,7 @@ class Progress:
     best: float | None = None
     best_epoch: int = 0
     since_best: int = 0
+    clock: dict[str, float] | None = None
 
     def record(self, row: dict[str, Any], score: float | None, chooses: bool) -> bool:
         """Take in an epoch.
@@ -52,6 +54,7 @@ class Progress:
             "best": self.best,
             "best_epoch": self.best_epoch,
             "since_best": self.since_best,
+            "clock": self.clock,
         }
 
     @classmethod
@@ -63,5 +66,10 @@ class Progress:
         """
         history: Sequence[dict[str, Any]] = value["history"]
         return cls(
-            epoch, list(history), value["best"], int(value["best_epoch"]), int(value["since_best"])
+            epoch,
+            list(history),
+            value["best"],
+            int(value["best_epoch"]),
+            int(value["since_best"]),
+            value["clock"],
         )

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
-from runtime.atomic import write_text
+from runtime.atomic import unwritable, write_text
 from runtime.errors import InputError, UsageError
 from runtime.metrics import SCORED
 
@@ -126,15 +127,81 @@ def new_run(output: Path, name: str) -> RunDir:
         )
     path = output / name
     if path.exists():
+        raise _taken(path)
+    return RunDir(path)
+
+
+@contextmanager
+def claimed(run: RunDir, fresh: bool, may_rename: bool = False) -> Iterator[RunDir]:
+    """Hold a run directory, so that no other process writes to it meanwhile.
+
+    A fresh one is made, and removed again if nothing has been written to it.
+
+    Args:
+        run: the directory.
+        fresh: it must not be there yet.
+        may_rename: where another process has just taken the name, take NAME-2, NAME-3, ...
+
+    Raises:
+        UsageError: it is there, or another process holds it.
+        OutputError: it cannot be made.
+    """
+    path, number = run.path, 1
+    made_parent = not path.parent.exists()
+    while fresh:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+            break
+        except FileExistsError as error:
+            if not may_rename or not path.parent.is_dir():
+                raise _taken(path) if path.exists() else unwritable(path, error) from error
+            number += 1
+            path = run.path.with_name(f"{run.path.name}-{number}")
+        except OSError as error:
+            raise unwritable(path, error) from error
+    lock = path / ".lock"
+    try:
+        with lock.open("a") as file:
+            _lock(path, file)
+            try:
+                yield RunDir(path)
+            finally:
+                lock.unlink(missing_ok=True)
+    finally:
+        if fresh:
+            with suppress(OSError):
+                path.rmdir()
+                if made_parent:
+                    path.parent.rmdir()
+
+
+def _lock(path: Path, file: IO[str]) -> None:
+    """Until the file is closed; the system forgets it with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no advisory locks.
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
         raise UsageError(
             path,
-            found="a run of that name",
-            expected="a free name",
-            remedy=f"choose another with --name, or go on with --resume --name {name}"
-            if (path / "checkpoints" / "last.pt").is_file()
-            else "choose another with --name, or remove it: it ended before it began",
-        )
-    return RunDir(path)
+            found="a run that another process is training",
+            expected="one that nobody writes to",
+            remedy="wait for it, or choose another with --name",
+        ) from error
+
+
+def _taken(path: Path) -> UsageError:
+    return UsageError(
+        path,
+        found="a run of that name",
+        expected="a free name",
+        remedy=f"choose another with --name, or go on with --resume --name {path.name}"
+        if (path / "checkpoints" / "last.pt").is_file()
+        else "choose another with --name, or remove it: it ended before it began",
+    )
 
 
 def existing_run(output: Path, name: str) -> RunDir:

@@ -1,6 +1,6 @@
 """How far a run is, by steps and by the clock, and what the learning rate is there."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import cos, pi
 from time import monotonic
 
@@ -43,7 +43,7 @@ class TimeBudget:
         self.reserve = 0.0
         self._clock = clock
         self._start = clock()
-        self._training = 0.0
+        self._training: float | None = None
 
     @property
     def limited(self) -> bool:
@@ -57,14 +57,28 @@ class TimeBudget:
     def begin_training(self, reserve: float) -> None:
         """Count the training's part from here: preparing data is no progress."""
         self.reserve = reserve
-        self._training = self.elapsed()
+        if self._training is None:
+            self._training = self.elapsed()
+
+    def state(self) -> dict[str, float] | None:
+        """What `go_on` needs; None without a limit."""
+        if self.seconds is None or self._training is None:
+            return None
+        return {"seconds": self.seconds, "elapsed": self.elapsed(), "training": self._training}
+
+    def go_on(self, state: Mapping[str, float]) -> None:
+        """Go on where `state` was asked for: what was trained since then is trained again."""
+        self.seconds = state["seconds"]
+        self._start = self._clock() - state["elapsed"]
+        self._training = state["training"]
 
     def fraction(self) -> float:
         """Part of the training's time that is used up, in [0, 1]; 0 without a limit."""
         if self.seconds is None:
             return 0.0
-        available = self.seconds - self.reserve - self._training
-        return min(1.0, (self.elapsed() - self._training) / available) if available > 0 else 1.0
+        began = self._training or 0.0
+        available = self.seconds - self.reserve - began
+        return min(1.0, (self.elapsed() - began) / available) if available > 0 else 1.0
 
     def exhausted(self, next_step: float = 0.0) -> bool:
         """Whether another step of ``next_step`` seconds does not fit."""

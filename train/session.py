@@ -1,7 +1,10 @@
 """What brats-train does, in order: device, data, split, cache, training."""
 
+import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -11,7 +14,8 @@ from runtime.errors import UsageError
 from train import device as devices
 from train.cli import Arguments
 from train.config import Config
-from train.config_file import to_yaml, write_config
+from train.config_check import check_unchanged
+from train.config_file import read_config, to_yaml, write_config
 from train.data import CachedCase, cached, find_labelled
 from train.display import Display
 from train.distributed import World, joined, place
@@ -19,7 +23,7 @@ from train.dry_run import dry_run
 from train.loop import Job, Trainer
 from train.memory import keep_freed_memory
 from train.provenance import provenance
-from train.run_dir import RunDir
+from train.run_dir import RunDir, claimed
 from train.schedule import TimeBudget
 from train.split import Split, make_split, read_split
 
@@ -50,23 +54,19 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
     quiet = arguments.quiet or not world.leads
     if quiet:
         console = Console(quiet=True)
-    with joined(world, compute.device):
-        run = world.share(lambda: run)
+    with joined(world, compute.device), ExitStack() as held:
+        if not arguments.dry_run:
+            claim = claimed(run, not arguments.resume, may_rename=not arguments.name)
+            path = world.together(lambda: held.enter_context(claim).path if world.leads else None)
+            run = RunDir(world.share(lambda: path or run.path))
         shared = f", {world.size} processes" if world.size > 1 else ""
         console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision}){shared}")
         console.print(to_yaml(config).rstrip(), markup=False, highlight=False)
-        cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
-        console.print(f"{len(cases)} labelled cases in {config.data}", markup=False)
-        split = (
-            read_split(run.split)
-            if arguments.resume
-            else make_split([case.case_id for case in cases], config.split, config.seed)
-        )
+        split, chosen = world.together(lambda: _cases(arguments, run, console))
         if arguments.dry_run:
             if world.leads:
-                dry_run(config, cases, split, compute, console)
+                dry_run(config, chosen, split, compute, console)
             return 0
-        chosen = _chosen(split, cases, run, config)
         with Display(console, quiet) as display:
             cache = Path(config.cache) if config.cache else arguments.output / ".cache"
             prepared = _prepared(chosen, config, cache, world, display)
@@ -82,13 +82,36 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
             if arguments.resume:
                 trainer.resume()
             if world.leads:
-                run.sweep()
-                write_config(run.config, config)
-                write_json(run.split, split.to_json())
-                write_json(run.environment, provenance(given, compute, world))
+                _record(run, config, split, provenance(given, compute, world))
             trainer.fit()
             display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
     return 0
+
+
+def _cases(arguments: Arguments, run: RunDir, console: Console) -> tuple[Split, list[Case]]:
+    """The split, and its cases, those to train on first."""
+    config = arguments.keys
+    if arguments.resume:
+        check_unchanged(read_config(run.config), config)
+    cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
+    console.print(f"{len(cases)} labelled cases in {config.data}", markup=False)
+    split = (
+        read_split(run.split)
+        if arguments.resume
+        else make_split([case.case_id for case in cases], config.split, config.seed)
+    )
+    return split, _chosen(split, cases, run, config)
+
+
+def _record(run: RunDir, config: Config, split: Split, made_with: dict[str, Any]) -> None:
+    """What the run is made of; how it was begun stays when it is gone on with."""
+    run.sweep()
+    write_config(run.config, config)
+    write_json(run.split, split.to_json())
+    if run.environment.is_file():
+        earlier = json.loads(run.environment.read_text())
+        made_with = {**made_with, "earlier": [earlier, *earlier.pop("earlier", [])]}
+    write_json(run.environment, made_with)
 
 
 def _chosen(split: Split, cases: Sequence[Case], run: RunDir, config: Config) -> list[Case]:
@@ -117,9 +140,8 @@ def _prepared(
         ready.append(case_id)
         display.update(len(ready))
 
-    entries: list[CachedCase] = []
-    for fills in (True, False):
-        if fills == (world.local_rank == 0):
-            entries = cached(cases, config.card("cache"), cache, config.convention(), done)
-        world.wait()
-    return entries
+    def fill() -> list[CachedCase]:
+        return cached(cases, config.card("cache"), cache, config.convention(), done)
+
+    entries = world.together(lambda: fill() if world.local_rank == 0 else [])
+    return entries if world.size == 1 else world.together(fill)

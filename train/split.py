@@ -16,7 +16,10 @@ from train.config import SplitConfig
 
 # BraTS-GLI-00000-001 is the second visit of patient BraTS-GLI-00000, Brats18_CBICA_AAB_1 the first
 # of Brats18_CBICA_AAB; the numbers of BraTS20_Training_001 and BraTS2021_00001 are patients.
-_VISITS = (re.compile(r"(BraTS-[A-Za-z-]+-\d{5})-\d{3}"), re.compile(r"(Brats1[78]_.+)_\d"))
+_VISITS = (
+    re.compile(r"(BraTS-[A-Z-]+-\d{5})-\d{3}", re.IGNORECASE),
+    re.compile(r"(BraTS1[789]_.+)_\d", re.IGNORECASE),
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,8 @@ def read_split(path: Path) -> Split:
             tuple(map(str, value.get("excluded", ()))),
         )
         stored = value.get("sha256", split.digest())
+        if not split.train:
+            raise ValueError("no case to train on")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             path,

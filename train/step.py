@@ -68,8 +68,7 @@ class Stepper:
         )
         self._objective: nn.Module = Objective(self._model, loss)
         if world.size > 1:
-            # Running statistics are averaged after each step instead of taken from the leader.
-            self._objective = DistributedDataParallel(self._objective, broadcast_buffers=False)
+            self._objective = DistributedDataParallel(self._objective)
         self._run: Callable[[Tensor, Tensor], Tensor] = self._objective
         if config.compile:
             self._run = torch.compile(self._objective)
@@ -197,6 +196,23 @@ class Stepper:
     def _restore(self, buffers: list[Tensor]) -> None:
         for buffer, value in zip(self._model.buffers(), buffers, strict=True):
             buffer.copy_(value)
+
+    def check_finite(self) -> None:
+        """Refuse to save what is spoilt: a step of a finite loss and gradient may still overflow.
+
+        Raises:
+            ComputeError: a weight or a running statistic is not finite.
+        """
+        for network in {id(net): net for net in (self._model, self.served)}.values():
+            for name, tensor in network.state_dict().items():
+                if not bool(torch.isfinite(tensor).all()):
+                    raise ComputeError(
+                        "training",
+                        found=f"values of {name} that are not finite",
+                        expected="finite ones",
+                        remedy="lower --train.lr, or use --train.precision fp32; the last good "
+                        "checkpoint is kept",
+                    )
 
     def state(self) -> dict[str, Any]:
         """What resuming needs beside the weights that are served; tensors are copies on the CPU."""

@@ -1,5 +1,6 @@
 """What all commands share: arguments from a dataclass, errors as one sentence, exit codes."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
-from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, InputError
+from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, InputError, OutputError
 from runtime.labels import Convention
 from runtime.model_card import Shape3
 
@@ -87,7 +88,7 @@ def run(body: Callable[[Console], int], *, quiet: bool) -> int:
         return error.exit_code
     except MemoryError as error:
         errors.print("error:", style="bold red", end=" ")
-        errors.print(f"memory: found too little ({error}); choose a smaller --patch.", markup=False)
+        errors.print(f"memory: found too little ({error}); choose a smaller patch.", markup=False)
         return ComputeError.exit_code
     except BrokenPipeError:
         # The reader of a pipe has gone; writing to what is left of it would only raise again.
@@ -96,6 +97,9 @@ def run(body: Callable[[Console], int], *, quiet: bool) -> int:
     except OSError as error:
         errors.print("error:", style="bold red", end=" ")
         named = error.filename or "a path"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            errors.print(f"{named}: found {error.strerror}; free space.", markup=False)
+            return OutputError.exit_code
         errors.print(f"{named}: found {error.strerror}; check the path.", markup=False)
         return InputError.exit_code
     except KeyboardInterrupt:
