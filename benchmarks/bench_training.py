@@ -80,6 +80,7 @@ def bench_loading(
     rounds: int,
 ) -> None:
     """Patches a second of one process, as the configuration augments them; and of the step."""
+    compute = choose("auto", "auto", THREADS)
     on_device = DeviceAugment(config.augment, MODALITIES)
     batches = _batches(
         config, entry, None if where == "device" else PatchAugment(config.augment, MODALITIES)
@@ -91,12 +92,17 @@ def bench_loading(
         for _ in range(count):
             batch = next(batches)
             if where == "device":
-                on_device(batch.voxels.float(), batch.labels, batch.seeds.tolist())
+                voxels, labels = batch.voxels.to(compute.device), batch.labels.to(compute.device)
+                on_device(voxels.float(), labels, batch.seeds.tolist())
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize(compute.device)
 
     load()
     benchmark.pedantic(load, rounds=rounds, iterations=1)
     rate = count * config.train.batch / benchmark.stats["median"]
-    step = _ours(config, entry, choose("auto", "auto", THREADS))
+    if compute.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(compute.device)
+    step = _ours(config, entry, compute)
     step()
     began = perf_counter()
     for _ in range(STEPS):
@@ -110,6 +116,7 @@ def bench_loading(
         "loader_patches_s": rate,
         "step_patches_s": step_rate,
         "processes_to_feed_it": step_rate / rate,
+        "peak_gib": _peak_gib(compute.device),
     }
 
 
@@ -141,10 +148,7 @@ def bench_step_against_monai(
         ratios.append(seconds["peer"][-1] / timed("ours", ours))
 
     peer()
-    if compute.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(compute.device)
     ours()
-    peak = _peak_gib(compute.device)
     benchmark.pedantic(
         run_ours, setup=lambda: timed("peer", peer) and None, rounds=max(3, rounds), iterations=1
     )
@@ -159,12 +163,11 @@ def bench_step_against_monai(
         "ratio_median": statistics.median(ratios),
         "ratio_max": max(ratios),
         "device": str(compute.device),
-        "peak_gib": peak,
     }
 
 
 def _peak_gib(device: torch.device) -> float | None:
-    """Of our first step, the peer's network beside it; None on a CPU."""
+    """Of everything so far in this process; None on a CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.max_memory_allocated(device) / 2**30
