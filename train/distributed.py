@@ -1,5 +1,6 @@
 """Processes that train one network together, as torchrun starts them; one is a world, too."""
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -181,4 +182,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             yield
     finally:
+        # What trained must be gone first: were it the last to hold the group, it would wait for the
+        # group's thread with the interpreter's lock, which that thread may be waiting for.
+        gc.collect()
         dist.destroy_process_group()

@@ -1,7 +1,7 @@
 """What brats-train does, in order: device, data, split, cache, training."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,22 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
                 compute=compute,
                 world=world,
             )
-            trainer = Trainer(job, budget, display)
-            if arguments.resume:
-                trainer.resume()
-            if world.leads:
-                _record(run, config, split, provenance(given, compute, world))
-            trainer.fit()
+
+            def record() -> None:
+                if world.leads:
+                    _record(run, config, split, provenance(given, compute, world))
+
+            _fit(Trainer(job, budget, display), arguments.resume, record)
             display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
     return 0
+
+
+def _fit(trainer: Trainer, resume: bool, record: Callable[[], None]) -> None:
+    if resume:
+        trainer.resume()
+    # Nothing is changed in a run that cannot be gone on with.
+    record()
+    trainer.fit()
 
 
 def _cases(arguments: Arguments, run: RunDir, console: Console) -> tuple[Split, list[Case]]:
