@@ -114,6 +114,7 @@ def test_dropout_is_a_function_of_the_patch() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile's own imports
 def test_a_compiled_step_is_the_same_step() -> None:
     states = []
     for compiled in (False, True):

@@ -39,7 +39,9 @@ def test_specks_are_removed_and_no_more_than_needed() -> None:
     assert learned.without.lesion_dice["ET"] == pytest.approx((1 / 2 + 1) / 2)
     assert learned.without.lesion_dice["WT"] == pytest.approx((1 / 3 + 1) / 2)
     assert learned.without.dice["ET"] == pytest.approx((2 * 216 / (2 * 216 + 180) + 1) / 2)
-    assert "250 mm3" in learned.sentence()
+    sentence = learned.sentence()
+    assert sentence.startswith("Post-processing: components below 250 mm3 become background; mean")
+    assert "mean lesion-wise Dice WT 1.000 (0.667 without)" in sentence
 
 
 def test_a_little_enhancement_where_there_is_none_becomes_ncr() -> None:

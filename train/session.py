@@ -61,7 +61,7 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
             run = RunDir(world.share(lambda: path or run.path))
         shared = f", {world.size} processes" if world.size > 1 else ""
         console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision}){shared}")
-        console.print(to_yaml(config).rstrip(), markup=False, highlight=False)
+        console.print(to_yaml(config).rstrip(), markup=False, highlight=False, soft_wrap=True)
         split, chosen = world.together(lambda: _cases(arguments, run, console))
         if arguments.dry_run:
             if world.leads:

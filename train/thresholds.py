@@ -108,19 +108,20 @@ class Learned:
         """For people."""
         if self.rule == PostprocessRule():
             return f"No post-processing: no threshold raised the mean Dice by {_GAIN:g}."
-        figures = ", ".join(
-            f"{region} {after[region]:.4f} ({before[region]:.4f} without){kind}"
-            for after, before, kind in (
-                (self.with_rule.dice, self.without.dice, ""),
-                (self.with_rule.lesion_dice, self.without.lesion_dice, " by lesion"),
+        rules = []
+        if self.rule.min_component_mm3:
+            rules.append(f"components below {self.rule.min_component_mm3:g} mm3 become background")
+        if self.rule.min_et_mm3:
+            rules.append(f"enhancing tumour below {self.rule.min_et_mm3:g} mm3 becomes NCR")
+        figures = "; ".join(
+            f"mean {kind} "
+            + ", ".join(f"{key} {after[key]:.3f} ({before[key]:.3f} without)" for key in REGIONS)
+            for kind, after, before in (
+                ("Dice", self.with_rule.dice, self.without.dice),
+                ("lesion-wise Dice", self.with_rule.lesion_dice, self.without.lesion_dice),
             )
-            for region in REGIONS
         )
-        return (
-            f"Post-processing: components below {self.rule.min_component_mm3:g} mm3 become "
-            f"background, enhancing tumour below {self.rule.min_et_mm3:g} mm3 becomes NCR. "
-            f"Mean Dice {figures}."
-        )
+        return f"Post-processing: {' and '.join(rules)}; {figures}."
 
     def to_json(self) -> dict[str, Any]:
         """As evaluation.json holds it."""
