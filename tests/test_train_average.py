@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from runtime.errors import ComputeError
 from train.average import WeightAverage
 from train.checkpoint import Architecture
 from train.config import TrainConfig
@@ -111,6 +112,19 @@ def test_dropout_is_a_function_of_the_patch() -> None:
 
     assert torch.equal(trained([5]), trained([5]))
     assert not torch.equal(trained([5]), trained([6]))
+
+
+def test_a_step_that_cannot_be_compiled_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class InductorError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def failing(*_: object) -> torch.Tensor:
+        raise InductorError("no working C++ compiler\nand a page about it")
+
+    monkeypatch.setattr(torch, "compile", lambda _: failing)
+    stepper = _stepper(SMALL.build(), compile=True)
+    with pytest.raises(ComputeError, match=r"cannot make \(no working C\+\+ compiler\)"):
+        stepper.step(_batch(2), 1e-3)
 
 
 @pytest.mark.slow

@@ -24,6 +24,8 @@ MAX_SKIPPED: Final = 10
 """Steps in a row without a finite loss and gradient after which a run is given up."""
 # Sets dropout apart from the augmentation of the same patch.
 _STREAM: Final = 0x5EED
+# Where the errors of torch.compile are defined.
+_COMPILERS: Final = ("torch._dynamo", "torch._inductor")
 
 
 class Stepper:
@@ -103,11 +105,19 @@ class Stepper:
             the step was skipped.
 
         Raises:
-            ComputeError: too many skipped in a row, or out of memory.
+            ComputeError: too many skipped in a row, out of memory, or torch.compile fails.
         """
         try:
             loss = self._attempt(batch, lr)
         except RuntimeError as error:
+            if self._config.compile and type(error).__module__.startswith(_COMPILERS):
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ComputeError(
+                    "--train.compile",
+                    found=f"a step that torch.compile cannot make ({first})",
+                    expected="a C++ compiler, and on a GPU Triton",
+                    remedy="install them, or drop the flag",
+                ) from error
             if not is_out_of_memory(error):
                 raise
             raise ComputeError(
