@@ -206,7 +206,7 @@ def score_case(
     scores = {}
     for name in SCORED:
         members = REGIONS.get(name) or (Label[name],)
-        p, t = (_any_of(labels, members) for labels in (prediction, truth))
+        p, t = (mask_of(labels, members) for labels in (prediction, truth))
         lesions = None
         if profile.lesions is not None and name in REGIONS:
             lesions = score_lesions(p, t, spacing, profile.lesions)
@@ -261,7 +261,8 @@ def _surface_figures(a: Mask, b: Mask, spacing: Spacing, profile: Profile) -> tu
     )
 
 
-def _any_of(labels: LabelMap, members: Sequence[Label]) -> Mask:
+def mask_of(labels: LabelMap, members: Sequence[Label]) -> Mask:
+    """Where a label map (uint8, any shape) has one of ``members``: boolean, of the same shape."""
     found: Mask = labels == members[0]
     for member in members[1:]:
         found |= labels == member

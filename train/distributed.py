@@ -96,11 +96,6 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Until everybody is here."""
-        if self.size > 1:
-            dist.barrier()
-
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of everybody's tensor, the same bits everywhere; ``tensor`` holds it as well."""
         if self.size > 1:

@@ -107,7 +107,9 @@ class Learned:
     def sentence(self) -> str:
         """For people."""
         if self.rule == PostprocessRule():
-            return f"No post-processing: no threshold raised the mean Dice by {_GAIN:g}."
+            return (
+                f"No post-processing: no threshold raised Dice and lesion-wise Dice by {_GAIN:g}."
+            )
         rules = []
         if self.rule.min_component_mm3:
             rules.append(f"components below {self.rule.min_component_mm3:g} mm3 become background")

@@ -10,11 +10,10 @@ from torch import nn
 from runtime import nifti
 from runtime.case import Case
 from runtime.labels import REGIONS, Label, LabelMap
-from runtime.metrics import PROFILES, SCORED, dice
+from runtime.metrics import PROFILES, SCORED, dice, mask_of
 from runtime.model_card import ModelCard
 from runtime.ops import Array
 from runtime.segmenter import Prediction, Segmenter, SegmentOptions
-from runtime.surface import Mask
 from train.backend import TorchBackend
 from train.device import Compute
 
@@ -85,7 +84,7 @@ def dice_of(labels: LabelMap, truth: LabelMap) -> dict[str, float]:
     scores = {}
     for name in SCORED:
         members = REGIONS.get(name) or (Label[name],)
-        called, true = (_any_of(array, members) for array in (labels, truth))
+        called, true = (mask_of(array, members) for array in (labels, truth))
         scores[name] = dice(called, true, PROFILE)
     return scores
 
@@ -107,10 +106,3 @@ def seconds_per_window(model: nn.Module, card: ModelCard, compute: Compute) -> f
     seconds = monotonic() - began
     backend.close()
     return seconds
-
-
-def _any_of(labels: LabelMap, members: Sequence[Label]) -> Mask:
-    found: Mask = labels == members[0]
-    for member in members[1:]:
-        found |= labels == member
-    return found
