@@ -9,6 +9,7 @@ import onnx
 from torch import nn
 
 from export.fuse import FusionReport, fuse
+from export.half_weights import halve_weights, is_halved
 from export.parity import Candidate
 from export.trace import trace
 from export.up_branch import UpBranch
@@ -53,6 +54,8 @@ def build(
     card: ModelCard,
     forms: Sequence[UpBranch] = ("k4",),
     threads: int | None = None,
+    *,
+    half_weights: bool = False,
 ) -> Built:
     """Trace and rewrite, and open every CPU backend on the result.
 
@@ -62,6 +65,10 @@ def build(
         forms: of the up branches; "k4" is made in any case, and no other of a graph in which none
             can be composed, since it would be the same.
         threads: for the CPU backends; None means all cores.
+        half_weights: store weights in fp16; the graphs still compute in fp32.
+
+    Raises:
+        InputError: a weight leaves the range of fp16, in which it was to be stored.
     """
     traced = trace(network, card)
     graphs: dict[UpBranch, onnx.ModelProto] = {}
@@ -72,7 +79,10 @@ def build(
         reports[form] = fuse(graphs[form], form)
         if not reports["k4"].composed:
             break
-    data = {form: graph.SerializeToString() for form, graph in graphs.items()}
+    data = {
+        form: (halve_weights(graph) if half_weights else graph).SerializeToString()
+        for form, graph in graphs.items()
+    }
     candidates = [
         _candidate("ort", OrtBackend, form, stored, card, threads) for form, stored in data.items()
     ]
@@ -95,4 +105,6 @@ def _candidate(
 ) -> Candidate:
     file, digest = file_of("fp32", form), sha256_of(data)
     backend = kind(data, card, BackendInfo(name, "cpu", "fp32", file, digest), threads)
-    return Candidate(file, digest, backend, "fp32", reduced=False, up_branch=form)
+    halved = is_halved(data)
+    arithmetic = "fp32, weights stored in fp16" if halved else "fp32"
+    return Candidate(file, digest, backend, arithmetic, reduced=halved, up_branch=form)

@@ -21,7 +21,7 @@ class ExportArgs:
     """Arguments of brats-export."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path | None], optional("[CHECKPOINT]")] = None
-    """Checkpoint, the newest run's by default; or a model directory that is to get engines."""
+    """Checkpoint, the newest run's by default; or a model directory, to add engines and graphs."""
     origin: Annotated[Literal["brats-train", "tutorial"], tyro.conf.arg(name="from")] = (
         "brats-train"
     )
@@ -31,11 +31,13 @@ class ExportArgs:
     patch: Annotated[CommaShape | None, optional("X,Y,Z")] = None
     """Window shape of a tutorial's network; 128,128,64 by default."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"]), optional("DIR")] = None
-    """Model directory to write: model, or the one that is to get engines."""
+    """Model directory to write: model, or the one that is added to."""
     fp16: bool = False
     """Also write an fp16 graph for GPUs, certified by emulating its arithmetic."""
     bf16: bool = False
     """Also write a bf16 graph, certified likewise."""
+    half_weights: bool = False
+    """Store model.onnx's weights in fp16, at half the size; it computes in fp32 all the same."""
     strict_fp16: bool = False
     """Keep no layer of it in fp32: where one is needed, release nothing."""
     engines: Literal["auto", "no", "require"] = "auto"
@@ -158,25 +160,25 @@ def check(options: ExportArgs) -> None:
 
 
 def check_adding(options: ExportArgs) -> None:
-    """Refuse what cannot be asked of a model directory, whose graphs stay as they are.
+    """Refuse what cannot be asked of a model directory, whose graphs stay as they are, though one
+    in reduced precision may be added.
 
     Raises:
         UsageError: names the flags.
     """
     given = {
         "--from tutorial": options.origin == "tutorial",
-        "--fp16": options.fp16,
-        "--bf16": options.bf16,
-        "--strict-fp16": options.strict_fp16,
+        "--half-weights": options.half_weights,
         "--name": options.name is not None,
         "--runs": options.runs != RUNS,
-        "--engines no": options.engines == "no",
+        "--engines no": options.engines == "no" and not (options.fp16 or options.bf16),
     }
     wrong = [flag for flag, is_given in given.items() if is_given]
     if wrong:
         raise UsageError(
             " ".join(wrong),
-            found=f"the model directory {options.checkpoint}, which gets engines and nothing else",
+            found=f"the model directory {options.checkpoint}, which gets engines and reduced "
+            "graphs and nothing else",
             expected="a checkpoint",
             remedy="name the checkpoint, or drop what does not apply",
         )

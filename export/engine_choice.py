@@ -20,6 +20,7 @@ from export.engines import (
     open_engine,
     try_engines,
 )
+from export.half_weights import is_halved
 from export.parity import Candidate
 from export.produce import Parity, Product
 from export.up_branch import UpBranch
@@ -157,7 +158,7 @@ def _certified(
         engine.record.sha256,
         backend,
         f"{key.precision} on {device.gpu.name}",
-        reduced=key.precision != "fp32",
+        reduced=key.precision != "fp32" or is_halved(engine.source.data),
         up_branch=engine.source.up_branch,
     )
     with closing(backend):
@@ -165,11 +166,7 @@ def _certified(
     (entry,) = found["artefacts"]
     entry["built_from"] = engine.source.file
     entry["reference"] = found["reference"]
-    # Said again only where it is not what the graphs were judged by, as when engines are added to a
-    # model that was exported elsewhere.
-    for name, there in (("source", "source"), ("gate", "gate"), ("cases", "inputs")):
-        if found[name] != product.certificate.get(name):
-            entry[there] = found[name]
+    entry |= product.other_terms(found)
     for one in product.certificate["artefacts"]:
         if one["file"] == engine.source.file and "kept" in one:
             entry["kept"] = one["kept"]

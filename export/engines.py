@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from export.engine import BuildOptions, BuildProgress, build_engine
+from export.half_weights import restored
 from export.up_branch import UpBranch
 from runtime.backends.driver import Gpu
 from runtime.backends.seam import Backend, BackendInfo
@@ -193,7 +194,8 @@ def try_engines(
             )
             told(f"building an engine: {_title(source, layout)}")
             try:
-                built = build_engine(source.data, device.tensorrt, wanted, progress, source.file)
+                data = restored(source.data)
+                built = build_engine(data, device.tensorrt, wanted, progress, source.file)
                 record = built.record(key, wanted, source=source.file, up_branch=source.up_branch)
                 info = info_of(record, device)
                 with closing(open_engine(built.plan, card, info, key, device.tensorrt)) as backend:

@@ -226,7 +226,7 @@ def with_entry(certificate: Mapping[str, Any], entry: Mapping[str, Any]) -> dict
 def _worst(entries: Sequence[Mapping[str, Any]]) -> Verdict:
     verdicts = [entry["verdict"] for entry in entries]
     order: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
-    return next(verdict for verdict in order if verdict in verdicts)
+    return next((verdict for verdict in order if verdict in verdicts), "pass")
 
 
 def _entry(outcome: _Outcome, enough: bool, gate: Gate, informative: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import onnx
 
 from export.build import GRAPHS, Built, file_of
 from export.engines import EngineSource
+from export.half_weights import is_halved, restore_weights
 from export.mixed_precision import Reduction, reduce_until_it_passes
 from export.parity import Candidate, CaseList, Gate, Reference, certify, with_entry
 from export.precision import Reduced
@@ -65,6 +66,20 @@ class Product:
     sources: list[EngineSource] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     undecided_before: bool = False
+
+    def other_terms(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What an entry has to say of how it was judged, because the graphs were judged otherwise:
+        as where something is added to a model that was exported elsewhere.
+
+        Args:
+            found: the certificate that the entry is from.
+        """
+        names = {"reference": "reference", "source": "source", "gate": "gate", "cases": "inputs"}
+        return {
+            there: found[name]
+            for name, there in names.items()
+            if found[name] != self.certificate.get(name)
+        }
 
     def cover(self, entry: Mapping[str, Any]) -> None:
         """Add an entry to the certificate, whose verdict is that of all its entries."""
@@ -145,6 +160,18 @@ def from_network(built: Built, card: ModelCard, parity: Parity, wanted: Reductio
     return product
 
 
+def add_reduced(product: Product, parity: Parity, wanted: Reductions) -> None:
+    """Add graphs in reduced precision to a model that was exported without them.
+
+    They are made of model.onnx, so that the up branches are composed as they are there; where one
+    fails, so does the certificate.
+    """
+    graph = restore_weights(onnx.load_model_from_string(product.files[ONNX_FP32]))
+    for kind in wanted.kinds:
+        if GRAPHS[kind] not in product.files:
+            _reduce(product, graph, kind, "k4", parity, wanted)
+
+
 def _reduce(
     product: Product,
     graph: onnx.ModelProto,
@@ -166,7 +193,8 @@ def _reduce(
     if failed and form != "k4":
         product.notes.append(_left_out(file, reduced.entry))
         return
-    product.cover(reduced.entry)
+    judged = parity.certify(())
+    product.cover({**reduced.entry, **product.other_terms(judged)})
     product.files[file] = reduced.data
     if failed:
         return
@@ -199,7 +227,7 @@ def _certify_on_gpu(
         sha256_of(source.data),
         backend,
         f"{source.precision} by cuDNN",
-        reduced=source.precision != "fp32",
+        reduced=source.precision != "fp32" or is_halved(source.data),
         up_branch=source.up_branch,
     )
     (entry,) = parity.certify([candidate])["artefacts"]

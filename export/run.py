@@ -19,7 +19,7 @@ from export.engines import EngineDevice, EngineOptions
 from export.export_view import say, show_graph, show_product
 from export.parity import CaseList, Gate, Reference
 from export.precision import Reduced
-from export.produce import Parity, Product, Reductions, from_model, from_network
+from export.produce import Parity, Product, Reductions, add_reduced, from_model, from_network
 from export.release import check_target, release
 from export.timing_cache import TimingCacheFile
 from export.up_branch import UpBranch
@@ -30,14 +30,14 @@ from runtime.backends.tensorrt_library import load_tensorrt
 from runtime.dataset_json import resolve_channels
 from runtime.errors import BackendUnavailableError, BratsError, OutputError, UsageError
 from runtime.model_card import ModelCard
-from runtime.model_dir import MANIFEST, ONNX_FP32, ModelDir
+from runtime.model_dir import MANIFEST, ONNX_FP32, WRITTEN, ModelDir
 from train.backend import TorchBackend
 from train.checkpoint import load_model, load_tutorial, newest_run
 from train.tutorial import PATCH as TUTORIAL_PATCH
 
 
 def export(options: ExportArgs, console: Console) -> None:
-    """Write a model directory, or add engines to one.
+    """Write a model directory, or add engines and graphs in reduced precision to one.
 
     What "engines are required" means: of every graph, one that passes. Where none can be built the
     backend is unavailable; where one is built and fails, it is the parity gate that has failed.
@@ -54,14 +54,16 @@ def export(options: ExportArgs, console: Console) -> None:
         check_adding(options)
         model = ModelDir.open(given)
     # A link stays a link: what it points to is replaced.
-    out = Path(os.path.realpath(options.output or (model.path if model else Path("model"))))
+    out = Path(os.path.realpath(options.output or (model.path if model else WRITTEN)))
     check_target(out)
-    device = _engine_device(options, model is not None, console)
+    kinds = _kinds(options)
+    device = _engine_device(options, model is not None and not kinds, console)
     with console.status("starting") as status:
         told = _teller(status, console)
         if model is not None:
             product = from_model(model)
             parity = _parity(options, _fp32_of(model, options.threads), told)
+            add_reduced(product, parity, _reductions(options, model.card, device))
         else:
             product, parity = _from_checkpoint(options, device, told, console)
     choice, refusal = None, None
@@ -94,18 +96,20 @@ def _from_checkpoint(
     if options.up_branch == "all" or (options.up_branch == "auto" and device is not None):
         forms = ("k4", "unfused", "interleave")
     told("tracing and rewriting the graph")
-    built = build(network, card, forms, options.threads)
+    built = build(network, card, forms, options.threads, half_weights=options.half_weights)
     show_graph(built.report, console)
-    kinds: list[Reduced] = []
-    if options.fp16:
-        kinds.append("fp16")
-    if options.bf16:
-        kinds.append("bf16")
     parity = _parity(options, _reference(network, card, options.device), told)
-    wanted = Reductions(
-        tuple(kinds), options.strict_fp16, _on_gpu(card, device) if device is not None else None
-    )
-    return from_network(built, card, parity, wanted), parity
+    return from_network(built, card, parity, _reductions(options, card, device)), parity
+
+
+def _kinds(options: ExportArgs) -> tuple[Reduced, ...]:
+    wanted: tuple[tuple[Reduced, bool], ...] = (("fp16", options.fp16), ("bf16", options.bf16))
+    return tuple(kind for kind, is_wanted in wanted if is_wanted)
+
+
+def _reductions(options: ExportArgs, card: ModelCard, device: EngineDevice | None) -> Reductions:
+    on_gpu = _on_gpu(card, device) if device is not None else None
+    return Reductions(_kinds(options), options.strict_fp16, on_gpu)
 
 
 def _loaded(options: ExportArgs, console: Console) -> tuple[torch.nn.Module, ModelCard]:

@@ -17,6 +17,10 @@ ONNX_FP32: Final = "model.onnx"
 ONNX_FP16: Final = "model.fp16.onnx"
 ONNX_BF16: Final = "model.bf16.onnx"
 MANIFEST_SCHEMA: Final = 1
+WRITTEN: Final = Path("model")
+"""Where brats-export writes a model unless told otherwise."""
+BUILT_IN: Final = Path(__file__).parent / "models" / "reference"
+"""The reference model that is a part of this package."""
 _FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16"}
 
 Verdict = Literal["pass", "fail", "inconclusive", "none"]
@@ -117,6 +121,18 @@ class ModelDir:
             and entry.get("backend") == backend
             for entry in self.certificate.get("refused", ())
         )
+
+
+def find_model(given: Path | None) -> ModelDir:
+    """Open the model that is named; else ``model/``, where brats-export writes; else the one that
+    is built in.
+
+    Raises:
+        InputError: that one cannot be used; no other takes its place.
+    """
+    if given is not None:
+        return ModelDir.open(given)
+    return ModelDir.open(WRITTEN if WRITTEN.exists() or WRITTEN.is_symlink() else BUILT_IN)
 
 
 def foreign_files(directory: Path) -> list[str]:

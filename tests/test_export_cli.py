@@ -18,6 +18,7 @@ from rich.console import Console
 from export.cli import ExportArgs, check, check_adding
 from export.engine import BuildOptions
 from export.export_view import engine_table, parity_table
+from export.half_weights import is_halved, restored
 from export.parity import Gate
 from export.timing_cache import TimingCacheFile
 from runtime.backends import BackendOptions, open_backend
@@ -695,9 +696,7 @@ def test_words_that_are_no_choice_are_refused(
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--fp16",),
-        ("--bf16",),
-        ("--fp16", "--strict-fp16"),
+        ("--half-weights",),
         ("--name", "another"),
         ("--runs", "elsewhere"),
         ("--engines", "no"),
@@ -729,5 +728,111 @@ def test_what_can_be_asked_is_not_refused() -> None:
             gate=1.0,
         )
     )
-    with pytest.raises(UsageError, match="--fp16 --name"):
-        check_adding(ExportArgs(checkpoint=Path("model"), fp16=True, name="x"))
+    check_adding(ExportArgs(checkpoint=Path("model"), fp16=True, strict_fp16=True, engines="no"))
+    with pytest.raises(UsageError, match="--half-weights --name"):
+        check_adding(ExportArgs(checkpoint=Path("model"), half_weights=True, name="x"))
+
+
+# Weights stored in fp16
+
+
+def error_of(entry: Any) -> float:
+    return float(entry["cases"][0]["mean_probability_error"])
+
+
+def halved_model(
+    checkpoints: Path, data: Path, out: Path, tracer: Tracer, *flags: str
+) -> dict[str, bytes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.build.trace", tracer)
+        code = exported(
+            checkpoints / "good.pt", "-o", out, "--half-weights", "--data", data, *flags
+        )
+    assert code == 0
+    return bytes_of(out)
+
+
+@pytest.mark.usefixtures("three_cases_decide")
+def test_halved_weights_are_certified_as_what_they_are(
+    checkpoints: Path, data: Path, elsewhere: Path, tmp_path: Path, tracer: Tracer
+) -> None:
+    out = tmp_path / "model"
+    files = halved_model(checkpoints, data, out, tracer, "--engines", "no")
+    assert is_halved(files["model.onnx"])
+    assert len(files["model.onnx"]) < 0.7 * len(bytes_of(elsewhere)["model.onnx"])
+    entries = certificate_of(out)["artefacts"]
+    assert [(one["backend"], one["arithmetic"], one["verdict"]) for one in entries] == [
+        ("openvino", "fp32, weights stored in fp16", "pass"),
+        ("ort", "fp32, weights stored in fp16", "pass"),
+    ]
+    # Rounded weights change probabilities by more than the order of sums does.
+    exact = certificate_of(elsewhere)["artefacts"]
+    assert all(
+        error_of(mine) > 10 * error_of(plain) for mine, plain in zip(entries, exact, strict=False)
+    )
+    backend = open_backend(ModelDir.open(out), BackendOptions("openvino"))
+    assert (backend.info.precision, backend.info.certificate) == ("fp32", "pass")
+    backend.close()
+
+
+@pytest.mark.usefixtures("three_cases_decide")
+def test_engines_are_built_from_constants_and_known_by_the_file(
+    checkpoints: Path, data: Path, tmp_path: Path, tracer: Tracer, plan: Plan
+) -> None:
+    builder = plan()
+    out = tmp_path / "model"
+    files = halved_model(checkpoints, data, out, tracer, "--up-branch", "k4")
+    assert [is_halved(model) for model in builder.models] == [False]
+    assert builder.models == [restored(files["model.onnx"])]
+    (record,) = read_records(ModelDir.open(out))
+    assert record.key.onnx_sha256 == sha256_of(files["model.onnx"])
+    backend = open_backend(ModelDir.open(out), BackendOptions("trt"))
+    assert backend.info.certificate == "pass"
+    backend.close()
+
+
+# A graph in reduced precision for a model that has none
+
+
+@pytest.mark.usefixtures("three_cases_decide")
+def test_an_fp16_graph_can_be_added_where_there_is_no_checkpoint(
+    checkpoints: Path, data: Path, tmp_path: Path, tracer: Tracer
+) -> None:
+    out = tmp_path / "model"
+    before = halved_model(checkpoints, data, out, tracer, "--engines", "no")
+    assert exported(out, "--fp16", "--engines", "no", "--data", data) == 0
+    after = bytes_of(out)
+    assert set(after) - set(before) == {HALF}
+    assert after["model.onnx"] == before["model.onnx"]
+    types = {
+        item.name: item.data_type
+        for item in onnx.load_model_from_string(after[HALF]).graph.initializer
+    }
+    assert onnx.TensorProto.FLOAT not in types.values()
+    (entry,) = (one for one in certificate_of(out)["artefacts"] if one["file"] == HALF)
+    assert (entry["backend"], entry["verdict"]) == ("emulation", "pass")
+    # What it was compared with is said, since the graph beside it was compared with PyTorch.
+    assert entry["reference"] == {
+        "backend": "ort",
+        "device": "cpu",
+        "arithmetic": "fp32",
+        "file": "model.onnx",
+        "sha256": sha256_of(before["model.onnx"]),
+    }
+    # A second time there is nothing to add.
+    assert exported(out, "--fp16", "--engines", "no", "--data", data) == 0
+    assert bytes_of(out) == after
+
+
+@pytest.mark.usefixtures("three_cases_decide")
+def test_engines_of_an_added_fp16_graph(
+    checkpoints: Path, data: Path, tmp_path: Path, tracer: Tracer, plan: Plan
+) -> None:
+    out = tmp_path / "model"
+    halved_model(checkpoints, data, out, tracer, "--engines", "no")
+    builder = plan()
+    assert exported(out, "--fp16", "--data", data) == 0
+    assert {file for file, _ in builder.order} == {"model.onnx", HALF}
+    backend = open_backend(ModelDir.open(out), BackendOptions("trt"))
+    assert (backend.info.precision, backend.info.certificate) == ("fp16", "pass")
+    backend.close()
