@@ -224,7 +224,7 @@ def _group(
             if all(is_channel(file) for file in files):
                 cases.append(_nnunet_case(folder, prefix, files, channels))
             else:
-                cases.append(_named_case(folder, prefix, files, own))
+                cases.append(_named_case(prefix or folder.resolve().name, files, own))
         except InputError as error:
             if problems is None:
                 raise
@@ -243,8 +243,7 @@ def _add(sources: dict[str, Source], modality: str, path: Path) -> None:
     sources[modality] = Source(path)
 
 
-def _named_case(folder: Path, prefix: str, files: list[NamedFile], labels: list[NamedFile]) -> Case:
-    case_id = prefix or folder.resolve().name
+def _named_case(case_id: str, files: Sequence[NamedFile], labels: Sequence[NamedFile]) -> Case:
     sources: dict[str, Source] = {}
     for file in files:
         modality = ALIASES.get(file.token)
@@ -258,19 +257,29 @@ def _named_case(folder: Path, prefix: str, files: list[NamedFile], labels: list[
             expected="at most one",
             remedy="remove one of the two files",
         )
-    modern = any(file.token in _NAMES_OF_2023 for file in files)
-    separator = next(iter(files)).separator
-    if not separator:
-        dialect = Dialect.BARE
-    else:
-        dialect = Dialect.BRATS2023 if separator == "-" else Dialect.BRATS2018
+    dialect, convention = read_names(files)
     return Case(
         case_id=case_id,
         images={name: sources[name] for name in MODALITIES if name in sources},
         labels=labels[0].path if labels else None,
         dialect=dialect,
-        convention=Convention.BRATS2023 if modern else Convention.BRATS2020,
+        convention=convention,
     )
+
+
+def read_names(files: Sequence[NamedFile]) -> tuple[Dialect, Convention]:
+    """How files that name their modality are named, and the numbering of labels that goes with it.
+
+    Args:
+        files: one at least; labels may be among them.
+    """
+    separator = files[0].separator
+    if not separator:
+        dialect = Dialect.BARE
+    else:
+        dialect = Dialect.BRATS2023 if separator == "-" else Dialect.BRATS2018
+    modern = any(file.token in _NAMES_OF_2023 for file in files)
+    return dialect, Convention.BRATS2023 if modern else Convention.BRATS2020
 
 
 def _nnunet_case(

@@ -1,4 +1,4 @@
-"""The only reader of NIfTI files, and fresh headers for the files that are written.
+"""The only reader of NIfTI files.
 
 Every gzip stream is inflated to its end, so that its CRC and length are checked, and the SHA-256 of
 the file's bytes comes from the same pass. nibabel and SimpleITK stop at the last voxel and load
@@ -21,16 +21,13 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from runtime.atomic import write_bytes
 from runtime.case import Case
 from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
-from runtime.labels import LabelMap
 
 INTENT_NAME: Final = "brats-deploy"
 """Carried by our label maps, so that one left without its sidecar is known as ours."""
 
-GZIP_LEVEL: Final = 1
 _GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
 _MAX_VOXELS: Final = 1 << 30
 
@@ -131,68 +128,35 @@ def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
     return voxels, file.grid
 
 
+def count_frames(path: Path) -> int:
+    """How many volumes a file holds on its fourth axis by its header alone; 1 where it is 3D.
+
+    Raises:
+        InputError: the header cannot be read; the voxels are not looked at.
+    """
+    try:
+        head = _head(path)
+    except _GZIP_ERRORS as error:
+        raise _damaged(path, f"a damaged gzip stream ({error})") from error
+    return (*_shape(path, _parse_header(path, head)), 1)[3]
+
+
 def is_ours(path: Path) -> bool:
     """Whether the header of ``path`` carries our mark; False for anything unreadable."""
     try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-        if head[:2] == b"\x1f\x8b":
-            head = isal_zlib.decompressobj(wbits=31).decompress(head, 348)
+        head = _head(path)
     except _GZIP_ERRORS:
         return False
     return len(head) >= 348 and head[328:344].rstrip(b"\0") == INTENT_NAME.encode()
 
 
-def write_label_map(path: Path, labels: LabelMap, grid: Grid) -> str:
-    """Write a uint8 label map with a fresh header on ``grid``; atomic; ``.nii`` or ``.nii.gz`` by
-    name.
-
-    Args:
-        path: final name.
-        labels: uint8 (X, Y, Z) in file order, values as they shall stand on disk.
-        grid: geometry to write; nothing else of an input header is carried over.
-
-    Returns:
-        SHA-256 of the file's bytes.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    return _write(path, labels, grid)
-
-
-def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], grid: Grid) -> str:
-    """Write float32 class probabilities (X, Y, Z, classes); otherwise as `write_label_map`."""
-    return _write(path, probabilities, grid)
-
-
-def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid) -> str:
-    """Write one modality (X, Y, Z), any NIfTI dtype, without our mark; otherwise as
-    `write_label_map`.
-    """
-    return _write(path, voxels, grid, mark="")
-
-
-def _write(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = INTENT_NAME) -> str:
-    voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    header = Nifti1Header()
-    header.set_data_dtype(voxels.dtype)
-    header.set_data_shape(voxels.shape)
-    header.set_zooms(grid.spacing + (1.0,) * (voxels.ndim - 3))
-    header.set_qform(grid.qform if grid.qform is not None else grid.affine, grid.qform_code)
-    header.set_sform(grid.sform if grid.sform is not None else grid.affine, grid.sform_code)
-    header.set_xyzt_units("mm")
-    header.set_slope_inter(1.0, 0.0)
-    if mark:
-        header.set_intent("none", (), name=mark)
-    header["vox_offset"] = 352
-    header["magic"] = b"n+1"
-    raw = header.binaryblock + b"\0\0\0\0" + voxels.tobytes(order="F")
-    data = (
-        igzip.compress(raw, compresslevel=GZIP_LEVEL, mtime=0) if path.name.endswith(".gz") else raw
-    )
-    write_bytes(path, data)
-    return hashlib.sha256(data).hexdigest()
+def _head(path: Path) -> bytes:
+    """The first bytes of what a file holds, enough for either header."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if head[:2] != b"\x1f\x8b":
+        return head
+    return bytes(isal_zlib.decompressobj(wbits=31).decompress(head, 540))
 
 
 def _damaged(path: Path, found: str) -> InputError:
@@ -217,17 +181,13 @@ def _read(path: Path) -> _File:
     digest = hashlib.sha256(stored).hexdigest()
     raw = _inflate(path, stored) if stored[:2] == b"\x1f\x8b" else stored
     header = _parse_header(path, raw)
+    shape = _shape(path, header)
     try:
-        shape = tuple(int(size) for size in header.get_data_shape())
         dtype = header.get_data_dtype()
         slope, intercept = header.get_slope_inter()
         offset = int(header["vox_offset"]) or header.single_vox_offset
     except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
         raise _damaged(path, f"an unreadable header ({error})") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape) > _MAX_VOXELS:
-        raise _damaged(path, f"a volume of shape {'x'.join(map(str, shape)) or 'nothing'}")
     if dtype.kind not in "iuf" or offset < header.single_vox_offset:
         raise _damaged(path, f"voxels of type {dtype} from byte {offset} on")
     needed = offset + math.prod(shape) * dtype.itemsize
@@ -270,6 +230,19 @@ def _parse_header(path: Path, raw: bytes) -> Nifti1Header:
         return header
     except (HeaderDataError, ValueError, OverflowError) as error:
         raise _damaged(path, f"an unreadable header ({error})") from error
+
+
+def _shape(path: Path, header: Nifti1Header) -> tuple[int, ...]:
+    """Three axes, or four where the last has more than one frame."""
+    try:
+        shape = tuple(int(size) for size in header.get_data_shape())
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise _damaged(path, f"an unreadable header ({error})") from error
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape) > _MAX_VOXELS:
+        raise _damaged(path, f"a volume of shape {'x'.join(map(str, shape)) or 'nothing'}")
+    return shape
 
 
 def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid:

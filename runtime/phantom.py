@@ -20,7 +20,7 @@ from runtime.errors import UsageError
 from runtime.grid import Grid
 from runtime.labels import MODALITIES, Convention, Label, LabelMap, to_convention
 from runtime.model_card import Shape3
-from runtime.nifti import write_image
+from runtime.nifti_writer import write_image
 from runtime.phantom_brain import (
     BRATS_SHAPE,
     CSF,

@@ -11,7 +11,8 @@ from runtime.case import Case, find_cases
 from runtime.check import check_cases, examine
 from runtime.errors import InputError
 from runtime.grid import Grid
-from runtime.nifti import load, load_label_map, write_image
+from runtime.nifti import load, load_label_map
+from runtime.nifti_writer import write_image
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 from runtime import score_plots
 from runtime.cli.evaluate import main
 from runtime.labels import Label, LabelMap
-from runtime.nifti import Grid, write_image, write_label_map
+from runtime.nifti import Grid
+from runtime.nifti_writer import write_image, write_label_map
 
 SHAPE = (16, 12, 10)
 GRID = Grid.from_affine(SHAPE, np.diag([-1.0, -1.0, 1.0, 1.0]))

@@ -11,7 +11,8 @@ from runtime.errors import InputError, UsageError
 from runtime.evaluate import evaluate
 from runtime.labels import Convention, Label, LabelMap, to_convention
 from runtime.metrics import PROFILES, Missing
-from runtime.nifti import Grid, write_image, write_label_map
+from runtime.nifti import Grid
+from runtime.nifti_writer import write_image, write_label_map
 
 BRATS = PROFILES["brats2020"]
 LESIONS = PROFILES["brats2023"]

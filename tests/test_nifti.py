@@ -16,16 +16,8 @@ from hypothesis import strategies as st
 from runtime.case import Case, Source
 from runtime.errors import InputError, OutputError
 from runtime.labels import MODALITIES
-from runtime.nifti import (
-    INTENT_NAME,
-    Grid,
-    is_ours,
-    load,
-    load_label_map,
-    write_image,
-    write_label_map,
-    write_probabilities,
-)
+from runtime.nifti import INTENT_NAME, Grid, count_frames, is_ours, load, load_label_map
+from runtime.nifti_writer import write_image, write_label_map, write_probabilities
 
 WriteCase = Callable[..., Path]
 
@@ -501,3 +493,30 @@ def test_a_label_map_that_cannot_be_written(tmp_path: Path) -> None:
             np.zeros((2, 2, 2), np.uint8),
             Grid.from_affine((2, 2, 2), LPS),
         )
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(
+    ("shape", "frames"),
+    [((5, 4, 3), 1), ((5, 4, 3, 1), 1), ((5, 4, 3, 4), 4), ((5, 4, 3, 2, 1), 2)],
+)
+def test_frames_are_counted_by_the_header(
+    tmp_path: Path, suffix: str, shape: tuple[int, ...], frames: int
+) -> None:
+    path = tmp_path / f"X{suffix}"
+    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), LPS), path)
+    assert count_frames(path) == frames
+    # What follows the header is not read: half a file has its frames all the same.
+    if suffix == ".nii":
+        path.write_bytes(path.read_bytes()[:352])
+        assert count_frames(path) == frames
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x1f\x8b", b"\x1f\x8bnot gzip at all", b"no image" * 99]
+)
+def test_frames_of_what_is_no_image_are_not_counted(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "X.nii.gz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"X\.nii\.gz: found .*fetch or convert"):
+        count_frames(path)

@@ -72,14 +72,14 @@ FAULTS = (
     ),
     Fault(
         "identity-affine",
-        "runtime/nifti.py",
+        "runtime/nifti_writer.py",
         "header.set_sform(grid.sform if grid.sform is not None else grid.affine,",
         "header.set_sform(np.eye(4),",
         "tests/test_nifti.py::test_label_maps_lie_where_the_input_lies[both-Y_seg.nii]",
     ),
     Fault(
         "affine-without-its-form",
-        "runtime/nifti.py",
+        "runtime/nifti_writer.py",
         "header.set_qform(grid.qform if grid.qform is not None else grid.affine, grid.qform_code)",
         "header.set_qform(grid.affine, grid.qform_code)",
         "tests/test_nifti.py::test_label_maps_lie_where_the_input_lies[they differ-Y_seg.nii]",
