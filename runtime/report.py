@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from runtime import DISCLAIMER
 from runtime.errors import InputError
-from runtime.labels import MODALITIES, REGIONS, Label, LabelMap
+from runtime.labels import MODALITIES, Label, LabelMap
+from runtime.measure import volumes_ml
 from runtime.nifti import Volume
 
 Rgb = tuple[int, int, int]
@@ -33,29 +34,6 @@ _TEXT: Final[Rgb] = (232, 234, 237)
 _DIM: Final[Rgb] = (140, 146, 154)
 _SIDE, _GAP, _MARGIN, _HEAD, _FOOT = 320, 10, 24, 68, 124
 _FILL: Final = 0.35
-
-
-def volumes_ml(
-    labels: LabelMap, spacing: tuple[float, float, float]
-) -> dict[str, dict[str, float]]:
-    """Volumes of labels and regions.
-
-    Args:
-        labels: uint8 (X, Y, Z), network labels.
-        spacing: mm along X, Y, Z.
-
-    Returns:
-        ``{"labels": {"NCR", "ED", "ET"}, "regions": {"WT", "TC", "ET"}}`` in ml.
-    """
-    counts = np.bincount(labels.ravel(order="K"), minlength=len(Label))
-    voxel_ml = float(np.prod(spacing)) / 1000
-    return {
-        "labels": {label.name: int(counts[label]) * voxel_ml for label in Label if label},
-        "regions": {
-            name: sum(int(counts[label]) for label in members) * voxel_ml
-            for name, members in REGIONS.items()
-        },
-    }
 
 
 @dataclass(frozen=True)
