@@ -11,8 +11,9 @@ from runtime.case import find_cases
 from runtime.errors import InputError
 from runtime.labels import MODALITIES, Convention, Label, LabelMap, from_convention
 from runtime.nifti import Grid, Volume, load, load_label_map
+from runtime.overlay import LABEL_COLOURS
 from runtime.phantom import Enhancement, phantom_case
-from runtime.report import LABEL_COLOURS, preview
+from runtime.preview import preview
 from tests.heads import ORIENTATIONS, stored_as, volume_of
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "brats18"
