@@ -18,10 +18,10 @@ from runtime.atomic import remove, write_bytes, write_json
 from runtime.case import Case, holds_images
 from runtime.errors import UsageError
 from runtime.labels import Convention, to_convention
+from runtime.measure import volumes_ml
 from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME, is_ours
 from runtime.nifti_writer import write_label_map, write_probabilities
-from runtime.report import volumes_ml
 from runtime.segmenter import Prediction
 
 SIDECAR_SCHEMA: Final = 1

@@ -190,7 +190,7 @@ def _segment(
 
 def _preview(prediction: "Prediction", plan: "OutputPlan", console: Console) -> None:
     from runtime.prediction import write_preview
-    from runtime.report import preview
+    from runtime.preview import preview
     from runtime.truth import load_truth
 
     truth = None

@@ -1,34 +1,22 @@
-"""Volumes by counting; the picture is the same however the file is oriented."""
+"""The picture is the same however the file is oriented."""
 
-from itertools import permutations, product
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageChops
 
-from runtime.case import Case, Source, find_cases
+from runtime.case import find_cases
 from runtime.errors import InputError
 from runtime.labels import MODALITIES, Convention, Label, LabelMap, from_convention
 from runtime.nifti import Grid, Volume, load, load_label_map
-from runtime.nifti import Image as Stored
+from runtime.overlay import LABEL_COLOURS
 from runtime.phantom import Enhancement, phantom_case
-from runtime.report import LABEL_COLOURS, preview, volumes_ml
+from runtime.preview import preview
+from tests.heads import ORIENTATIONS, stored_as, volume_of
 
 REAL = Path(__file__).parents[1].parent / "shared" / "data" / "brats18"
-ORIENTATIONS = [
-    "".join(pair[sign] for pair, sign in zip(order, signs, strict=True))
-    for order in permutations(("RL", "AP", "SI"))
-    for signs in product((0, 1), repeat=3)
-]
-
-
-def volume_of(images: dict[str, npt.NDArray[np.int16]], grid: Grid) -> Volume:
-    case = Case("Case_1", {name: Source(Path(f"{name}.nii.gz")) for name in images})
-    stored = {name: Stored(voxels, "", Path(name)) for name, voxels in images.items()}
-    return Volume(case, stored, grid)
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +28,8 @@ def original() -> tuple[Volume, LabelMap, LabelMap]:
     return volume_of(phantom.images, grid), prediction, phantom.labels
 
 
-def stored_as(code: str, volume: Volume, labels: LabelMap) -> tuple[Volume, LabelMap]:
-    """The same head in another file order, by nibabel's own reorientation of whole images."""
-
-    def turn(voxels: npt.NDArray[np.generic]) -> nib.Nifti1Image:
-        image = nib.Nifti1Image(voxels, volume.grid.affine)
-        target = nib.orientations.axcodes2ornt(tuple(code))
-        current = nib.io_orientation(image.affine)
-        return image.as_reoriented(nib.orientations.ornt_transform(current, target))
-
-    turned = {name: turn(image.voxels) for name, image in volume.images.items()}
-    first = turned["t1"]
-    assert "".join(nib.aff2axcodes(first.affine)) == code
-    images = {name: np.asarray(image.dataobj) for name, image in turned.items()}
-    shape = (first.shape[0], first.shape[1], first.shape[2])
-    new = volume_of(images, Grid.from_affine(shape, first.affine))
-    return new, np.asarray(turn(labels).dataobj)
-
-
 def pixels_of(picture: Image.Image, colour: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
     return np.asarray((np.asarray(picture) == colour).all(axis=2))
-
-
-def test_volumes_by_counting() -> None:
-    labels = np.zeros((10, 10, 10), np.uint8)
-    labels.ravel()[:100] = Label.ED
-    labels.ravel()[100:130] = Label.NCR
-    labels.ravel()[130:150] = Label.ET
-    made = volumes_ml(labels, (2.0, 0.5, 3.0))
-    assert made["labels"] == pytest.approx({"NCR": 0.09, "ED": 0.3, "ET": 0.06})
-    assert made["regions"] == pytest.approx({"WT": 0.45, "TC": 0.15, "ET": 0.06})
-    nothing = volumes_ml(np.zeros((2, 2, 2), np.uint8), (1.0, 1.0, 1.0))
-    assert set(nothing["labels"].values()) == set(nothing["regions"].values()) == {0.0}
 
 
 @pytest.mark.parametrize("code", ORIENTATIONS[::4])

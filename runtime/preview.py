@@ -1,61 +1,32 @@
-"""What a reader of a segmentation wants at a glance: volumes in ml, and a picture of the tumour."""
+"""A picture of a prediction: the tumour's largest axial slice in all modalities, with volumes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import nibabel.orientations as orientations
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime import DISCLAIMER
-from runtime.errors import InputError
-from runtime.labels import MODALITIES, REGIONS, Label, LabelMap
+from runtime.labels import MODALITIES, LabelMap
+from runtime.measure import brain_of, check_shape, volumes_ml
 from runtime.nifti import Volume
+from runtime.overlay import LABEL_COLOURS, LABEL_NAMES, Overlay, Rgb
+from runtime.planes import (
+    Contrast,
+    fullest_slice,
+    lps_spacing,
+    pixel_spacing,
+    slice_of,
+    to_lps,
+)
 
-Rgb = tuple[int, int, int]
-
-LABEL_COLOURS: Final[dict[Label, Rgb]] = {
-    # Okabe and Ito, "Color Universal Design" (2008): distinct with every kind of colour blindness.
-    Label.NCR: (86, 180, 233),
-    Label.ED: (0, 158, 115),
-    Label.ET: (230, 159, 0),
-}
-_LABEL_NAMES: Final = {
-    Label.NCR: "necrotic core",
-    Label.ED: "edema",
-    Label.ET: "enhancing",
-}
 _BACKGROUND: Final[Rgb] = (13, 15, 18)
 _PANEL: Final[Rgb] = (0, 0, 0)
 _TEXT: Final[Rgb] = (232, 234, 237)
 _DIM: Final[Rgb] = (140, 146, 154)
 _SIDE, _GAP, _MARGIN, _HEAD, _FOOT = 320, 10, 24, 68, 124
-_FILL: Final = 0.35
-
-
-def volumes_ml(
-    labels: LabelMap, spacing: tuple[float, float, float]
-) -> dict[str, dict[str, float]]:
-    """Volumes of labels and regions.
-
-    Args:
-        labels: uint8 (X, Y, Z), network labels.
-        spacing: mm along X, Y, Z.
-
-    Returns:
-        ``{"labels": {"NCR", "ED", "ET"}, "regions": {"WT", "TC", "ET"}}`` in ml.
-    """
-    counts = np.bincount(labels.ravel(order="K"), minlength=len(Label))
-    voxel_ml = float(np.prod(spacing)) / 1000
-    return {
-        "labels": {label.name: int(counts[label]) * voxel_ml for label in Label if label},
-        "regions": {
-            name: sum(int(counts[label]) for label in members) * voxel_ml
-            for name, members in REGIONS.items()
-        },
-    }
 
 
 @dataclass(frozen=True)
@@ -95,13 +66,8 @@ def preview(volume: Volume, labels: LabelMap, truth: LabelMap | None = None) -> 
         InputError: a label map's shape is not the volume's.
     """
     for name, given in (("the prediction", labels), ("the truth", truth)):
-        if given is not None and given.shape != volume.grid.shape:
-            raise InputError(
-                name,
-                found=f"shape {'x'.join(map(str, given.shape))}",
-                expected=f"{'x'.join(map(str, volume.grid.shape))} as {volume.case.case_id} has",
-                remedy="give a label map on the case's own grid",
-            )
+        if given is not None:
+            check_shape(name, given, volume)
     shown = _cut(volume, labels, truth)
     panels = list(_panels(shown))
     columns = max(len(MODALITIES), len(shown.images))
@@ -124,34 +90,28 @@ def preview(volume: Volume, labels: LabelMap, truth: LabelMap | None = None) -> 
 
 def _cut(volume: Volume, labels: LabelMap, truth: LabelMap | None) -> _Slice:
     affine = volume.grid.affine
-    turn = orientations.ornt_transform(
-        orientations.io_orientation(affine), orientations.axcodes2ornt(("L", "P", "S"))
-    )
-
-    def turned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        result: npt.NDArray[Any] = orientations.apply_orientation(array, turn)
-        return result
-
-    axes = np.argsort(turn[:, 0])
-    dx, dy, _ = (volume.grid.spacing[int(axis)] for axis in axes)
-    images = {name: turned(image.voxels) for name, image in volume.images.items()}
-    brain = np.any([image != 0 for image in images.values()], axis=0)
-    prediction = turned(labels)
-    true = None if truth is None else turned(truth)
-    level = _level(true, prediction, brain)
+    brain = to_lps(brain_of(volume), affine)
+    prediction = to_lps(labels, affine)
+    true = None if truth is None else to_lps(truth, affine)
+    level = fullest_slice("axial", true, prediction, brain)
+    dy, dx = pixel_spacing(lps_spacing(volume.grid), "axial")
     columns, rows, size = _square(brain, dx, dy)
 
     def plane(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         # Beyond the volume's end the square shows background.
+        shown = slice_of(array, "axial", level)
         return np.pad(
-            array[max(columns[0], 0) : columns[1], max(rows[0], 0) : rows[1], level].T,
+            shown[max(rows[0], 0) : rows[1], max(columns[0], 0) : columns[1]],
             tuple(
                 (max(-low, 0), max(high - length, 0))
-                for (low, high), length in zip((rows, columns), array.shape[1::-1], strict=True)
+                for (low, high), length in zip((rows, columns), shown.shape, strict=True)
             ),
         )
 
-    windowed = {name: _window(plane(image), image) for name, image in images.items()}
+    windowed = {
+        name: Contrast.of(image.voxels).apply(plane(to_lps(image.voxels, affine)))
+        for name, image in volume.images.items()
+    }
     return _Slice(
         windowed,
         plane(prediction),
@@ -159,14 +119,6 @@ def _cut(volume: Volume, labels: LabelMap, truth: LabelMap | None) -> _Slice:
         size,
         (level + 1, brain.shape[2]),
     )
-
-
-def _level(truth: LabelMap | None, prediction: LabelMap, brain: npt.NDArray[np.bool_]) -> int:
-    """The slice with most tumour of the first that has any, else with most brain."""
-    for mask in (truth, prediction, brain):
-        if mask is not None and mask.any():
-            return int(np.sum(mask != 0, axis=(0, 1)).argmax())
-    return int(brain.shape[2]) // 2
 
 
 def _square(
@@ -192,74 +144,36 @@ def _square(
     return windows[0], windows[1], (width, height)
 
 
-def _window(plane: npt.NDArray[Any], image: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """uint8 with the brain's 1st to 99.5th percentile over the range; background stays black."""
-    inside = image[image != 0]
-    low, high = np.percentile(inside, (1, 99.5)) if inside.size else (0.0, 1.0)
-    # A brain voxel at the low end stays lighter than the background.
-    scaled = 12 + 243 * (plane.astype(np.float64) - low) / max(float(high - low), 1e-9)
-    return np.where(plane != 0, np.clip(scaled, 12, 255), 0).astype(np.uint8)
-
-
 def _panels(shown: _Slice) -> list[tuple[int, int, Image.Image, str]]:
     """(row, column, panel, caption) of everything to draw."""
-    panels = [
-        (0, column, _grey(image, shown.size), name)
-        for column, (name, image) in enumerate(shown.images.items())
-    ]
+    greys = {name: _scaled(image, shown.size) for name, image in shown.images.items()}
+    panels = [(0, column, _panel(grey), name) for column, (name, grey) in enumerate(greys.items())]
+    prediction = Overlay.of(shown.prediction, shown.size)
     if shown.truth is None:
-        for column, (name, image) in enumerate(shown.images.items()):
-            panel = _overlay(_grey(image, shown.size), shown.prediction, shown.size)
-            panels.append((1, column, panel, f"prediction on {name}"))
+        for column, (name, grey) in enumerate(greys.items()):
+            panels.append((1, column, _panel(prediction.on(grey)), f"prediction on {name}"))
         return panels
-    bases = [name for name in ("t1ce", "flair") if name in shown.images] or list(shown.images)[:1]
+    truth = Overlay.of(shown.truth, shown.size)
+    bases = [name for name in ("t1ce", "flair") if name in greys] or list(greys)[:1]
     column = 0
     for name in bases:
-        for caption, drawn in (("prediction", shown.prediction), ("truth", shown.truth)):
-            panel = _overlay(_grey(shown.images[name], shown.size), drawn, shown.size)
-            panels.append((1, column, panel, f"{caption} on {name}"))
+        for caption, overlay in (("prediction", prediction), ("truth", truth)):
+            panels.append((1, column, _panel(overlay.on(greys[name])), f"{caption} on {name}"))
             column += 1
     return panels
 
 
-def _grey(plane: npt.NDArray[np.uint8], size: tuple[int, int]) -> Image.Image:
-    scaled = Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+def _scaled(plane: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC))
+
+
+def _panel(drawn: npt.NDArray[np.uint8]) -> Image.Image:
+    """In the middle of a black square, as RGB."""
     panel = Image.new("RGB", (_SIDE, _SIDE), _PANEL)
-    panel.paste(scaled, ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))
+    height, width = drawn.shape[:2]
+    picture = Image.fromarray(drawn).convert("RGB")
+    panel.paste(picture, ((_SIDE - width) // 2, (_SIDE - height) // 2))
     return panel
-
-
-def _overlay(panel: Image.Image, labels: LabelMap, size: tuple[int, int]) -> Image.Image:
-    """Translucent fill and an opaque outline of each label, drawn at the panel's resolution."""
-    # Each label is scaled on its own and the largest wins: no label appears between two others.
-    shares = [
-        np.asarray(
-            Image.fromarray(np.where(labels == label, np.uint8(255), np.uint8(0))).resize(
-                size, Image.Resampling.BILINEAR
-            )
-        )
-        for label in Label
-    ]
-    fine = np.argmax(shares, axis=0)
-    left, top = (_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2
-    drawn = np.array(panel, np.float64)
-    pixels = drawn[top : top + size[1], left : left + size[0]]
-    for label, colour in LABEL_COLOURS.items():
-        mask = fine == label
-        # A structure thinner than a pixel must not vanish.
-        if not mask.any() and (labels == label).any():
-            mask = shares[label] == shares[label].max()
-        pixels[mask] += _FILL * (np.array(colour) - pixels[mask])
-        pixels[_outline(mask)] = colour
-    return Image.fromarray(np.rint(drawn).astype(np.uint8))
-
-
-def _outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    padded = np.pad(mask, 1)
-    core = padded[1:-1, 1:-1].copy()
-    for shift in ((0, 1), (2, 1), (1, 0), (1, 2)):
-        core &= padded[shift[0] : shift[0] + mask.shape[0], shift[1] : shift[1] + mask.shape[1]]
-    return mask & ~core
 
 
 def _annotate(draw: ImageDraw.ImageDraw, corner: tuple[int, int], caption: str) -> None:
@@ -287,7 +201,7 @@ def _legend(
         present = any(volume > 0 for volume in volumes)
         box = (x, y + 2, x + 18, y + 20)
         draw.rectangle(box, fill=colour if present else None, outline=colour if present else _DIM)
-        name = f"{label.name} {_LABEL_NAMES[label]}"
+        name = f"{label.name} {LABEL_NAMES[label]}"
         draw.text((x + 28, y), name, _TEXT if present else _DIM, _font(17))
         draw.text((x + 28, y + 24), _millilitres(volumes), _DIM, _font(15))
         x += 228
