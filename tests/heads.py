@@ -22,7 +22,7 @@ def volume_of(
     images: dict[str, npt.NDArray[np.int16]], grid: Grid, case_id: str = "Case_1"
 ) -> Volume:
     case = Case(case_id, {name: Source(Path(f"{name}.nii.gz")) for name in images})
-    stored = {name: Image(voxels, "", Path(name)) for name, voxels in images.items()}
+    stored = {name: Image(voxels, f"hash of {name}", Path(name)) for name, voxels in images.items()}
     return Volume(case, stored, grid)
 
 

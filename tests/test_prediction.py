@@ -350,7 +350,7 @@ def test_nothing_of_an_earlier_run_stays_beside_a_new_one(
     phantom_dir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert _run(phantom_dir, tiny_model, out, "--probabilities", "--preview") == 0
+    assert _run(phantom_dir, tiny_model, out, "--probabilities", "--preview", "--report") == 0
     assert _run(phantom_dir, tiny_model, out, "--overwrite", "--submission") == 0
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"{phantom_dir.name}.json", f"{phantom_dir.name}.nii.gz"]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,6 +15,7 @@ from runtime.windows import Placement
 
 if TYPE_CHECKING:
     from runtime.case import Case
+    from runtime.cohort import Look
     from runtime.prediction import OutputPlan
     from runtime.segmenter import Prediction
 
@@ -51,6 +52,8 @@ class InferArgs:
     """Also write the class probabilities, float32 (X, Y, Z, 4)."""
     preview: bool = False
     """Also write a picture of the result, beside the truth where there is one."""
+    report: bool = False
+    """Also write a page with pictures, volumes and provenance (HTML)."""
     submission: bool = False
     """Name label maps <case>.nii.gz, as challenge servers want them."""
     labels: ConventionFlag = None
@@ -166,9 +169,7 @@ def _segment(
                 segmenter,
                 resume=options.resume,
                 progress=view.progress,
-                look=(lambda made, plan: _preview(made, plan, console))
-                if options.preview
-                else None,
+                look=_look(options, console),
             ):
                 outcomes.append(outcome)
                 view.done(outcome)
@@ -188,15 +189,26 @@ def _segment(
     return 0
 
 
-def _preview(prediction: "Prediction", plan: "OutputPlan", console: Console) -> None:
-    from runtime.prediction import write_preview
-    from runtime.preview import preview
-    from runtime.truth import load_truth
+def _look(options: InferArgs, console: Console) -> "Look | None":
+    """What makes pictures and pages; None where none are asked for."""
+    if not (options.preview or options.report):
+        return None
 
-    truth = None
-    if prediction.volume.case.labels is not None:
-        try:
-            truth = load_truth(prediction.volume.case, prediction.volume)
-        except InputError as error:
-            console.print(f"picture without truth: {error}", style="yellow", markup=False)
-    write_preview(plan, preview(prediction.volume, prediction.labels, truth))
+    def look(prediction: "Prediction", plan: "OutputPlan", sidecar: dict[str, Any]) -> None:
+        from runtime.prediction import write_preview, write_report
+        from runtime.preview import preview
+        from runtime.report import html_report
+        from runtime.truth import load_truth
+
+        volume, truth = prediction.volume, None
+        if volume.case.labels is not None:
+            try:
+                truth = load_truth(volume.case, volume)
+            except InputError as error:
+                console.print(f"shown without truth: {error}", style="yellow", markup=False)
+        if options.preview:
+            write_preview(plan, preview(volume, prediction.labels, truth))
+        if options.report:
+            write_report(plan, html_report(prediction, sidecar, truth))
+
+    return look

@@ -428,6 +428,41 @@ FAULTS = (
         "",
         "tests/test_train_data.py::test_one_case_under_two_names_is_refused",
     ),
+    Fault(
+        "left-on-the-left-of-the-screen",
+        "runtime/planes.py",
+        'orientations.axcodes2ornt(("L", "P", "S"))',
+        'orientations.axcodes2ornt(("R", "P", "S"))',
+        "tests/test_planes.py::test_sides_slices_and_sizes_are_those_of_the_patient[axial-RAS]",
+    ),
+    Fault(
+        "upside-down",
+        "runtime/planes.py",
+        "stack[:, ::-1] if _ROWS_TURN[plane] else stack",
+        "stack",
+        "tests/test_planes.py::test_sides_slices_and_sizes_are_those_of_the_patient[coronal-LPS]",
+    ),
+    Fault(
+        "diameter-that-ends-inside-the-voxels",
+        "runtime/diameter.py",
+        "for face in (2 * first - 1, 2 * last + 1):",
+        "for face in (2 * first - 0.5, 2 * last + 0.5):",
+        "tests/test_measure.py::test_diameters_in_closed_form",
+    ),
+    Fault(
+        "text-that-is-not-escaped",
+        "runtime/markup.py",
+        "child if isinstance(child, Markup) else escape(child, quote=False) for child in children",
+        "child for child in children",
+        "tests/test_report.py::test_nothing_of_a_hostile_name_is_markup",
+    ),
+    Fault(
+        "report-of-an-earlier-label-map",
+        "runtime/prediction.py",
+        "return (self.other_labels, self.probabilities, self.preview, self.report)",
+        "return (self.other_labels, self.probabilities, self.preview)",
+        "tests/test_prediction.py::test_nothing_of_an_earlier_run_stays_beside_a_new_one",
+    ),
 )
 
 Run = Callable[[], subprocess.CompletedProcess[str]]
