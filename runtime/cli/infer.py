@@ -26,8 +26,8 @@ class InferArgs:
 
     case: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CASE_OR_FOLDER")]
     """A case folder, a folder of cases at any depth, or one 4D file."""
-    model: Path = Path("model")
-    """Model directory, as brats-export writes it."""
+    model: Annotated[Path | None, optional("PATH")] = None
+    """Model directory; by default model/ (brats-export writes it), else the built-in model."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder for label maps and sidecars."""
     backend: BackendName = "auto"
@@ -126,11 +126,18 @@ def _segment(
     from runtime.backends import open_backend, open_spare
     from runtime.cli.infer_view import InferView
     from runtime.cohort import plan_jobs, segment_cases
-    from runtime.model_dir import ModelDir
+    from runtime.model_dir import BUILT_IN, find_model
     from runtime.prediction import OutputOptions
     from runtime.segmenter import Segmenter, SegmentOptions
 
-    model = ModelDir.open(options.model)
+    model = find_model(options.model)
+    if options.model is None and model.path == BUILT_IN:
+        console.print(
+            f"no model/ here: the built-in reference model, trained on "
+            f"{model.card.training['cases']} cases, takes its place ({BUILT_IN / 'README.md'})",
+            markup=False,
+            soft_wrap=True,
+        )
     output = OutputOptions(
         options.output, options.submission, options.labels, options.overwrite, options.resume
     )
