@@ -1,20 +1,13 @@
 """The page of a prediction: its figures against counting, its HTML against a parser."""
 
-import base64
-import io
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from html.parser import HTMLParser
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import Image
 
-from runtime import DISCLAIMER, report
+from runtime import DISCLAIMER
 from runtime.backends import BackendInfo
 from runtime.errors import InputError
 from runtime.labels import MODALITIES, Label, LabelMap
@@ -26,72 +19,12 @@ from runtime.phantom import Enhancement, phantom_case
 from runtime.planes import PLANES, lps_spacing, to_lps
 from runtime.prediction import OutputOptions, plan_output, save
 from runtime.report import html_report
-from runtime.report_chart import area_chart
 from runtime.segmenter import Prediction, Timings
 from runtime.windows import plan_windows
 from tests.heads import stored_as, volume_of
+from tests.pages import png_of, table_of, tree_of
 
-VOID = {"meta", "img"}
 HOSTILE = "<script>alert(1)</script> & \"Ü\" 'x' &lt; \udcff"
-
-
-@dataclass
-class Node:
-    """An element, with everything that is in it."""
-
-    tag: str
-    attributes: dict[str, str | None]
-    children: list["Node"] = field(default_factory=list)
-    text: str = ""
-
-    def all(self, tag: str | None = None, **attributes: str) -> list["Node"]:
-        """This element and those in it, in order, that have such a tag and attributes."""
-        asked = {
-            key.removesuffix("_").replace("_", "-"): value for key, value in attributes.items()
-        }
-        return [
-            node
-            for node in self.walk()
-            if tag in (None, node.tag)
-            and all(node.attributes.get(key) == value for key, value in asked.items())
-        ]
-
-    def walk(self) -> Iterator["Node"]:
-        yield self
-        for child in self.children:
-            yield from child.walk()
-
-    def words(self) -> str:
-        return "".join(node.text for node in self.walk())
-
-
-class Tree(HTMLParser):
-    """A page as a tree; an element that is not closed, or closed twice, is an error."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.root = Node("root", {})
-        self._open = [self.root]
-        self.feed(page)
-        self.close()
-        assert self._open == [self.root], f"not closed: {self._open[-1].tag}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert len(dict(attrs)) == len(attrs), f"an attribute twice in {tag}"
-        node = Node(tag, dict(attrs))
-        self._open[-1].children.append(node)
-        if tag not in VOID:
-            self._open.append(node)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        raise AssertionError(f"<{tag}/>")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert tag not in VOID
-        assert self._open.pop().tag == tag
-
-    def handle_data(self, data: str) -> None:
-        self._open[-1].text += data
 
 
 def predicted(volume: Volume, labels: LabelMap, **changes: Any) -> Prediction:
@@ -125,24 +58,6 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Head:
     sidecar = save(prediction, plan, load_seconds=1.0)
     sidecar["run"]["finished"] = "2026-01-02T03:04:05+00:00"
     return prediction, sidecar, phantom.labels
-
-
-def tree_of(page: str) -> Node:
-    return Tree(page).root
-
-
-def table_of(root: Node, title: str) -> dict[str, list[str]]:
-    """First cell of each row to the others."""
-    (card,) = (one for one in root.all("section") if one.children[0].words() == title)
-    (body,) = card.all("tbody")
-    rows = ([cell.words() for cell in row.children] for row in body.all("tr"))
-    return {first: rest for first, *rest in rows}
-
-
-def png_of(node: Node) -> npt.NDArray[np.uint8]:
-    source = node.attributes["src"] or ""
-    data = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
 
 
 @pytest.mark.parametrize("with_truth", [False, True])
@@ -420,85 +335,6 @@ def test_a_page_of_a_whole_case_stays_under_three_megabytes(head: Head) -> None:
     prediction = predicted(volume_of(images, Grid.from_affine(shape, affine)), labels)
     page = html_report(prediction, head[1], labels[::-1])
     assert len(page.encode()) < 3_000_000
-
-
-def numbers(node: Node, *names: str) -> list[float]:
-    return [float(node.attributes[name] or "") for name in names]
-
-
-def scale_of(ticks: list[tuple[float, float]]) -> npt.NDArray[np.float64]:
-    """From pixels to what the ticks say, which must lie on a line."""
-    assert len(ticks) >= 3
-    at, said = np.array(ticks).T
-    line: npt.NDArray[np.float64] = np.polyfit(at, said, 1)
-    assert np.polyval(line, at) == pytest.approx(said, abs=0.01 * np.ptp(said))
-    return line
-
-
-@pytest.mark.parametrize("highest", [3.0, 870.0, 14500.0])
-def test_the_lines_of_a_chart_are_the_areas(highest: float) -> None:
-    areas: Mapping[str, npt.NDArray[np.float64]] = {
-        name: np.zeros(155) for name in ("WT", "TC", "ET", "NCR", "ED")
-    }
-    slices = np.arange(40, 101)
-    bell = np.sin((slices - 39) / 62 * np.pi)
-    for name, share in (("ED", 0.6), ("NCR", 0.3), ("ET", 0.1)):
-        areas[name][slices] = share * highest * bell
-        areas["WT"][slices] += areas[name][slices]
-    root = tree_of(area_chart("axial", areas, 69))
-    texts = [node for node in root.all("text") if re.fullmatch(r"[\d.e+-]+", node.text)]
-    across = scale_of([(numbers(node, "x")[0], float(node.text)) for node in texts
-                       if node.attributes["text-anchor"] == "middle"])  # fmt: skip
-    up = scale_of([(numbers(node, "y")[0] - 4, float(node.text)) for node in texts
-                   if node.attributes["text-anchor"] == "end"])  # fmt: skip
-    for name in ("WT", "NCR", "ED", "ET"):
-        (line,) = root.all("path", class_=f"line {name}")
-        points = np.array(re.findall(r"([\d.]+),([\d.]+)", line.attributes["d"] or ""), float)
-        number = np.polyval(across, points[:, 0])
-        index = np.rint(number - 1).astype(int)
-        assert number - 1 == pytest.approx(index, abs=0.1)
-        assert index[0] < 40
-        assert index[-1] > 100
-        assert np.polyval(up, points[:, 1]) == pytest.approx(
-            areas[name][index], abs=0.005 * highest
-        )
-    (marked,) = root.all("path", class_="marked")
-    at = float(re.findall(r"M([\d.]+),", marked.attributes["d"] or "")[0])
-    assert np.polyval(across, at) == pytest.approx(70, abs=0.1)
-    assert "slice 70" in root.words()
-    assert "area (mm²)" in root.words()
-    # No two names are written over each other.
-    names = [(numbers(node, "x", "y"), node.text) for node in root.all("text", class_="name")]
-    assert {name for _, name in names} == {"WT", "NCR", "ED", "ET"}
-    heights = sorted(place[1] for place, _ in names)
-    assert min(np.diff(heights)) >= 11.9
-
-
-def luminance(colour: str) -> float:
-    parts = [colour[1 + i : 3 + i] for i in (0, 2, 4)] if len(colour) == 7 else [
-        2 * digit for digit in colour[1:]]  # fmt: skip
-    linear = [
-        value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4
-        for value in (int(part, 16) / 255 for part in parts)
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def test_text_is_legible_in_light_dark_and_print() -> None:
-    css = Path(report.__file__).with_suffix(".css").read_text(encoding="utf-8")
-    themes = [
-        dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]+)", block))
-        for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
-    ]
-    assert len(themes) == 3
-    for theme in themes:
-        for text in ("text", "dim"):
-            for ground in ("page", "panel", "note", "warn"):
-                pair = sorted(luminance(theme[name]) for name in (text, ground))
-                assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (text, ground, theme)
-    assert "@page { size: A4" in css
-    assert "print-color-adjust: exact" in css
-    assert themes[2]["page"] == themes[2]["panel"] == "#fff"
 
 
 def test_spacing_of_the_head_is_what_the_figures_above_take_for_granted(head: Head) -> None:

@@ -461,7 +461,7 @@ FAULTS = (
         "runtime/prediction.py",
         "return (self.other_labels, self.probabilities, self.preview, self.report)",
         "return (self.other_labels, self.probabilities, self.preview)",
-        "tests/test_prediction.py::test_nothing_of_an_earlier_run_stays_beside_a_new_one",
+        "tests/test_prediction.py::test_a_report_goes_with_the_label_map_that_it_shows",
     ),
 )
 
