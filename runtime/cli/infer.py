@@ -11,6 +11,7 @@ from rich.console import Console
 from runtime.backends import BackendName, BackendOptions, Precision
 from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, run
 from runtime.errors import CohortError, InputError, UsageError
+from runtime.labels import Convention
 from runtime.windows import Placement
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class InferArgs:
     """Name label maps <case>.nii.gz, as challenge servers want them."""
     labels: ConventionFlag = None
     """brats2015, brats2020, brats2023, brats2024 or msd; the input's own by default."""
+    truth_labels: ConventionFlag = None
+    """Convention of the truth, for --check and --preview; by default what its naming implies."""
     channels: Annotated[str | None, optional("A,B,C,D")] = None
     """Modalities of numbered channels in order, such as flair,t1,t1ce,t2."""
     force_spacing: bool = False
@@ -112,7 +115,7 @@ def _infer(options: InferArgs, console: Console) -> int:
     if options.check:
         from runtime.check import check_cases
 
-        return check_cases(cases, console, problems)
+        return check_cases(cases, console, problems, options.truth_labels)
     return _segment(options, cases, problems, console)
 
 
@@ -166,7 +169,7 @@ def _segment(
                 segmenter,
                 resume=options.resume,
                 progress=view.progress,
-                look=(lambda made, plan: _preview(made, plan, console))
+                look=(lambda made, plan: _preview(made, plan, options.truth_labels, console))
                 if options.preview
                 else None,
             ):
@@ -188,15 +191,17 @@ def _segment(
     return 0
 
 
-def _preview(prediction: "Prediction", plan: "OutputPlan", console: Console) -> None:
+def _preview(
+    prediction: "Prediction", plan: "OutputPlan", truth_labels: Convention | None, console: Console
+) -> None:
     from runtime.prediction import write_preview
     from runtime.report import preview
     from runtime.truth import load_truth
 
-    truth = None
-    if prediction.volume.case.labels is not None:
+    truth, case = None, prediction.volume.case
+    if case.labels is not None:
         try:
-            truth = load_truth(prediction.volume.case, prediction.volume)
+            truth = load_truth(case, prediction.volume, truth_labels, "--truth-labels")
         except InputError as error:
             console.print(f"picture without truth: {error}", style="yellow", markup=False)
     write_preview(plan, preview(prediction.volume, prediction.labels, truth))
