@@ -161,13 +161,14 @@ def _read_prediction(
 
     Without either it is the truth's, which is a guess, however surely the truth's is known.
     """
-    named = named or _sidecar_convention(path, _case_id(path))
+    named = named or _sidecar_convention(path, case_id_of(path))
     if named is not None:
         return read_labels(path, named)
     return read_labels(path, of_truth, assumed="the truth")
 
 
-def _case_id(path: Path) -> str:
+def case_id_of(path: Path) -> str:
+    """The case that a label map is of: X for X.nii.gz, X_seg.nii.gz and X-seg.nii."""
     name = path.name
     for suffix in SUFFIXES:
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
@@ -178,7 +179,7 @@ def _case_id(path: Path) -> str:
 
 def _predictions(root: Path) -> dict[str, Path]:
     if root.is_file():
-        return {_case_id(root): root}
+        return {case_id_of(root): root}
     if not root.is_dir():
         raise InputError(root, found="nothing", expected="predictions", remedy="check the path")
     return _by_case(sorted(path for path in root.iterdir() if is_nifti(path)), "prediction")
@@ -187,7 +188,7 @@ def _predictions(root: Path) -> dict[str, Path]:
 def _by_case(paths: Iterable[Path], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
-        case_id = _case_id(path)
+        case_id = case_id_of(path)
         if case_id.endswith("_prob"):
             continue
         if case_id in found:
@@ -250,7 +251,7 @@ def _truth_of_file(path: Path) -> _Truth:
     else:
         if case.labels is not None and case.labels.samefile(path):
             return _Truth(case.case_id, path, case.convention)
-    case_id = _case_id(path)
+    case_id = case_id_of(path)
     return _Truth(case_id, path, _named_convention(path, case_id))
 
 
