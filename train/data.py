@@ -22,7 +22,7 @@ from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
 from runtime.truth import load_truth
 
-CACHE_SCHEMA: Final = 3
+CACHE_SCHEMA: Final = 4
 _TUMOUR: Final = (Label.NCR, Label.ED, Label.ET)
 _RECORD: Final = "case.json"
 

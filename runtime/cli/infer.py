@@ -58,6 +58,8 @@ class InferArgs:
     """Name label maps <case>.nii.gz, as challenge servers want them."""
     labels: ConventionFlag = None
     """brats2015, brats2020, brats2023, brats2024 or msd; the input's own by default."""
+    truth_labels: ConventionFlag = None
+    """Convention of the truth, for --check and --preview; by default what its naming implies."""
     channels: Annotated[str | None, optional("A,B,C,D")] = None
     """Modalities of numbered channels in order, such as flair,t1,t1ce,t2."""
     force_spacing: bool = False
@@ -115,7 +117,7 @@ def _infer(options: InferArgs, console: Console) -> int:
     if options.check:
         from runtime.check import check_cases
 
-        return check_cases(cases, console, problems)
+        return check_cases(cases, console, problems, options.truth_labels)
     return _segment(options, cases, problems, console)
 
 
@@ -210,7 +212,7 @@ def _look(options: InferArgs, console: Console) -> "Look | None":
         volume, truth = prediction.volume, None
         if volume.case.labels is not None:
             try:
-                truth = load_truth(volume.case, volume)
+                truth = load_truth(volume.case, volume, options.truth_labels, "--truth-labels")
             except InputError as error:
                 console.print(f"shown without truth: {error}", style="yellow", markup=False)
         if options.preview:

@@ -308,6 +308,20 @@ FAULTS = (
         "tests/test_evaluate.py::test_a_missing_prediction_counts_as_empty_and_is_listed",
     ),
     Fault(
+        "four-for-three-in-a-prediction-believed",
+        "runtime/evaluate.py",
+        'read_labels(path, of_truth, assumed="the truth")',
+        "read_labels(path, of_truth)",
+        "tests/test_evaluate.py::test_a_4_for_a_3_in_a_prediction_is_refused[brats2024-{}.nii.gz]",
+    ),
+    Fault(
+        "four-for-three-in-truth-believed",
+        "runtime/truth.py",
+        "if not np.any(stored == doubt.other):",
+        "if False:",
+        "tests/test_truth.py::test_training_on_values_in_doubt_is_refused",
+    ),
+    Fault(
         "phases-of-the-interleaved-kernel-not-flipped",
         "export/up_branch.py",
         "split = split[:, :, ::-1, :, ::-1, :, ::-1, :]",
