@@ -17,6 +17,7 @@ WIDTH = "100"
 
 def _mains() -> dict[str, Callable[[Sequence[str]], int]]:
     from export.cli import main as export
+    from runtime.cli.app import main as app
     from runtime.cli.evaluate import main as evaluate
     from runtime.cli.infer import main as infer
     from runtime.cli.phantom import main as phantom
@@ -28,6 +29,7 @@ def _mains() -> dict[str, Callable[[Sequence[str]], int]]:
         "brats-infer": infer,
         "brats-eval": evaluate,
         "brats-phantom": phantom,
+        "brats-app": app,
     }
 
 
@@ -39,7 +41,8 @@ def _help(program: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "program", ["brats-train", "brats-export", "brats-infer", "brats-eval", "brats-phantom"]
+    "program",
+    ["brats-train", "brats-export", "brats-infer", "brats-eval", "brats-phantom", "brats-app"],
 )
 def test_help_is_what_was_read(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", WIDTH)

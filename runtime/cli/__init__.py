@@ -20,6 +20,11 @@ def phantom() -> int:
     return _main("runtime.cli.phantom")
 
 
+def app() -> int:
+    """brats-app."""
+    return _main("runtime.cli.app")
+
+
 def _main(module: str) -> int:
     try:
         code: int = import_module(module).main()

@@ -1,0 +1,1 @@
+"""The web page over the `Segmenter`: a client of the runtime that nothing imports."""

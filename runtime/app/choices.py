@@ -1,0 +1,193 @@
+"""The side of the page: which model, and how it is run."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import streamlit as st
+
+from runtime.app.models import (
+    FoundCheckpoint,
+    FoundModel,
+    Trial,
+    find_checkpoints,
+    find_models,
+    try_backends,
+)
+from runtime.app.text import escaped
+from runtime.backends import BackendName, BackendOptions
+from runtime.cli.app_options import AppOptions
+from runtime.errors import BratsError
+from runtime.labels import MODALITIES
+from runtime.model_card import ModelCard
+from runtime.segmenter import SegmentOptions
+from runtime.windows import Placement
+
+_LARGEST_PATCH = 256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a case is to be segmented."""
+
+    backend: BackendOptions
+    options: SegmentOptions
+
+
+def needed(model: FoundModel) -> tuple[str, ...]:
+    """Modalities that the model cannot do without, in the usual order."""
+    card = model.model.card
+    return tuple(
+        name
+        for name in MODALITIES
+        if name in card.modalities and name not in card.tolerates_missing
+    )
+
+
+def choose_model(options: AppOptions) -> FoundModel | None:
+    """Ask for a model; None where there is none to choose from."""
+    with st.sidebar:
+        root = Path(options.root)
+        try:
+            models, problems = find_models(root, options.named)
+        except BratsError as error:
+            st.error(escaped(str(error)))
+            return None
+        for problem in problems:
+            st.warning(escaped(str(problem)))
+        _checkpoints(find_checkpoints(root, models), root)
+        if not models:
+            st.error(
+                "There is no model here: train one with brats-train, export it with brats-export."
+            )
+            return None
+        chosen = st.selectbox(
+            "Model", range(len(models)), format_func=lambda index: models[index].title, key="model"
+        )
+        model = models[chosen]
+        _card(model)
+        return model
+
+
+def _card(model: FoundModel) -> None:
+    card, certificate = model.model.card, model.model.certificate
+    training = card.training
+    verdict = certificate.get("verdict", "none")
+    badge = {"pass": ":green-badge[certified]", "fail": ":red-badge[failed its certificate]"}
+    st.markdown(
+        f"{badge.get(str(verdict), ':orange-badge[certificate inconclusive]')} "
+        f":blue-badge[{len(card.modalities)} modalities]"
+    )
+    dice = training.get("validation_dice", {})
+    if isinstance(dice, dict) and dice:
+        shown = "  ".join(
+            f"{name} **{float(dice[name]):.2f}**" for name in ("WT", "TC", "ET") if name in dice
+        )
+        st.markdown(f"Validation Dice: {shown}")
+    if "cases" in training:
+        st.caption(f"trained on {training['cases']} cases, {training.get('epochs', '?')} epochs")
+    with st.expander("The card"):
+        st.json(_shown(card), expanded=1)
+
+
+def _shown(card: ModelCard) -> dict[str, Any]:
+    import json
+
+    shown: dict[str, Any] = json.loads(card.to_json())
+    return shown
+
+
+def _checkpoints(found: tuple[FoundCheckpoint, ...], root: Path) -> None:
+    if not found:
+        return
+    with st.expander(f"{len(found)} checkpoints not exported yet"):
+        for one in found[:5]:
+            st.markdown(f"**{escaped(one.run)}**")
+            st.code(one.command, language="bash")
+            if st.button("Export", key=f"export {one.run}"):
+                _export(one, root)
+
+
+def _export(one: FoundCheckpoint, root: Path) -> None:
+    with st.spinner("exporting and certifying; this takes some minutes"):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys; from export.cli import main; sys.exit(main())",
+                *one.arguments,
+            ],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode == 0:
+        st.rerun()
+    last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+    st.error(escaped(last[0]))
+
+
+@st.cache_data(show_spinner=False)
+def _trials(model_hashes: str, path: str, device: str, threads: int | None) -> tuple[Trial, ...]:
+    from runtime.model_dir import ModelDir
+
+    return try_backends(ModelDir.open(Path(path)), device, threads)
+
+
+def choose_settings(model: FoundModel, options: AppOptions) -> Wanted:
+    """Ask how the model is to be run, within what it allows."""
+    card = model.model.card
+    with st.sidebar, st.expander("How it is run"):
+        trials = _trials(
+            str(sorted(model.model.hashes.items())),
+            str(model.model.path),
+            options.device,
+            options.threads,
+        )
+        working = [trial.backend for trial in trials if trial.works]
+        backend = st.selectbox("Backend", ["auto", *working], key=f"backend {model.title}")
+        for trial in trials:
+            if not trial.works:
+                st.caption(f"{trial.backend}: {escaped(trial.reason)}")
+        sizes = list(range(card.divisor, _LARGEST_PATCH + 1, card.divisor))
+        columns = st.columns(3)
+        patch = tuple(
+            column.selectbox(
+                f"Patch {axis}",
+                sizes,
+                index=sizes.index(size) if size in sizes else 0,
+                key=f"patch {axis} {model.title}",
+            )
+            for column, axis, size in zip(columns, "XYZ", card.patch, strict=True)
+        )
+        overlap = st.slider(
+            "Overlap of windows",
+            0.0,
+            0.8,
+            float(card.inference.overlap),
+            0.05,
+            key=f"overlap {model.title}",
+            help="Part of a patch that neighbouring windows share: more is slower and smoother.",
+        )
+        batch = st.number_input(
+            "Windows at a time", 1, 64, card.inference.batch, key=f"batch {model.title}"
+        )
+        placement = st.selectbox("Placement", get_args(Placement), key="placement")
+        probabilities = st.toggle("keep the probabilities", value=True, key="probabilities")
+        postprocess = st.toggle("post-process as the card says", value=True, key="postprocess")
+    x, y, z = patch
+    name: BackendName = backend
+    return Wanted(
+        BackendOptions(name, options.device, threads=options.threads, patch=(x, y, z)),
+        SegmentOptions(
+            overlap=overlap,
+            placement=placement,
+            patch=(x, y, z),
+            batch=int(batch),
+            probabilities=probabilities,
+            postprocess=postprocess,
+        ),
+    )

@@ -1,0 +1,136 @@
+"""The part of the page where a case comes from: uploads, a sample, or a folder of the server."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import streamlit as st
+
+from runtime.app.session import Session
+from runtime.app.text import code, escaped
+from runtime.app.uploads import ROLES, TRUTH, Upload, assemble
+from runtime.case import Case, find_cases
+from runtime.cli.app_options import AppOptions
+from runtime.errors import BratsError, InputError
+from runtime.phantom import write_phantom
+
+_LEFT_OUT: Final = "leave out"
+_SAMPLE_SEED: Final = 7
+
+
+def choose_case(session: Session, options: AppOptions, needed: Sequence[str]) -> Case | None:
+    """Ask for a case.
+
+    Args:
+        session: of the visitor.
+        options: of the server.
+        needed: modalities that the model cannot do without.
+
+    Returns:
+        A case that can be segmented, or None as long as there is none.
+    """
+    sources = ["Upload", "Sample"] + (["Folder"] if options.data is not None else [])
+    source = st.segmented_control(
+        "Where the case comes from",
+        sources,
+        default="Upload",
+        required=True,
+        label_visibility="collapsed",
+        key="source",
+    )
+    if source == "Sample":
+        return _sample(session)
+    if source == "Folder" and options.data is not None:
+        return _folder(Path(options.data))
+    return _uploaded(session, needed)
+
+
+def _uploaded(session: Session, needed: Sequence[str]) -> Case | None:
+    files = st.file_uploader(
+        "FLAIR, T1, T1CE and T2 of one visit (.nii or .nii.gz), and the truth if there is one",
+        type=["nii", "gz"],
+        accept_multiple_files=True,
+        key="files",
+    )
+    if not files:
+        return None
+    uploads: list[Upload] = []
+    for file in files:
+        if file.file_id not in session.taken:
+            try:
+                session.taken[file.file_id] = session.store.add(file.name, file.getvalue())
+            except InputError as error:
+                session.taken[file.file_id] = error
+        taken = session.taken[file.file_id]
+        if isinstance(taken, InputError):
+            st.error(_plain(taken))
+        else:
+            uploads += taken
+    if not uploads:
+        return None
+    roles = _table(uploads)
+    try:
+        return assemble(uploads, roles, needed)
+    except InputError as error:
+        st.warning(_plain(error))
+        return None
+
+
+def _table(uploads: Sequence[Upload]) -> dict[str, str | None]:
+    """Which file is which, corrected by the user."""
+    roles: dict[str, str | None] = {}
+    for index, upload in enumerate(uploads):
+        name, size, role = st.columns([5, 1.2, 2], vertical_alignment="center")
+        name.markdown(code(upload.title))
+        size.caption(f"{upload.path.stat().st_size / 2**20:.1f} MiB")
+        choices = [_LEFT_OUT, *ROLES]
+        chosen = role.selectbox(
+            f"What {upload.title} is",
+            choices,
+            index=choices.index(upload.role) if upload.role else 0,
+            format_func=lambda one: one.upper() if one not in (_LEFT_OUT, TRUTH) else one,
+            label_visibility="collapsed",
+            key=f"role {upload.key} {index}",
+        )
+        roles[upload.key] = None if chosen == _LEFT_OUT else chosen
+    return roles
+
+
+def _sample(session: Session) -> Case | None:
+    st.caption("A synthetic case with its truth: a brain-like phantom with a tumour, made here.")
+    if "sample" not in st.session_state:
+        if not st.button("Make the sample case", key="make sample"):
+            return None
+        with st.spinner("making a phantom"):
+            folder = Path(tempfile.mkdtemp(dir=session.store.folder))
+            write_phantom(folder, 1, _SAMPLE_SEED)
+            st.session_state["sample"] = find_cases(folder)[0]
+    case: Case = st.session_state["sample"]
+    st.success(f"{case.case_id}: {', '.join(name.upper() for name in case.images)} and truth")
+    return case
+
+
+def _folder(root: Path) -> Case | None:
+    problems: list[InputError] = []
+    try:
+        cases = find_cases(root, None, problems)
+    except BratsError as error:
+        st.error(_plain(error))
+        return None
+    for problem in problems:
+        st.warning(_plain(problem))
+    ids = [case.case_id for case in cases]
+    chosen = st.selectbox("Case", ids, index=None, placeholder="choose a case", key="case")
+    if chosen is None:
+        return None
+    case = cases[ids.index(chosen)]
+    if case.labels is not None and not st.toggle("compare with its truth", value=True, key="truth"):
+        return replace(case, labels=None)
+    return case
+
+
+def _plain(error: BratsError) -> str:
+    """A message as text: what comes from file names is no markup."""
+    return escaped(str(error))

@@ -1,0 +1,46 @@
+"""The page. Streamlit runs this file from top to bottom on every visit and every change."""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+from runtime import DISCLAIMER, __version__
+from runtime.cli.app_options import AppOptions
+
+HERE = Path(__file__).parent
+
+st.set_page_config(page_title="brats-deploy", page_icon=str(HERE / "icon.png"), layout="wide")
+st.html(HERE / "page.css")
+st.html(f"<header class='top'><h1>Brain tumour segmentation</h1><p>{DISCLAIMER}</p></header>")
+
+# Only now what takes longer to import: the page is there while it does.
+from runtime.app import choices, followup, inputs, results, session, work  # noqa: E402
+
+OPTIONS = AppOptions.from_arguments(sys.argv[1:])
+
+
+def main() -> None:
+    visit = session.current(OPTIONS)
+    model = choices.choose_model(OPTIONS)
+    if model is None:
+        st.stop()
+    wanted = choices.choose_settings(model, OPTIONS)
+    case = inputs.choose_case(visit, OPTIONS, choices.needed(model))
+    work.segment(visit, OPTIONS, case, model, wanted)
+    if not visit.results:
+        return
+    titles = list(visit.results)
+    st.divider()
+    shown = titles[-1]
+    if len(titles) > 1:
+        left, right = st.columns([3, 1], vertical_alignment="bottom")
+        shown = left.selectbox("Result", titles, index=len(titles) - 1, key="result")
+        if right.toggle("compare two visits", key="compare"):
+            followup.show(visit)
+            return
+    results.show_result(visit, shown)
+
+
+main()
+st.html(f"<footer>brats-deploy {__version__} &middot; {DISCLAIMER}</footer>")

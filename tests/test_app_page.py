@@ -1,0 +1,387 @@
+"""The page in a real Chromium against a real server: uploaded, run, looked at, downloaded."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.cli.app_options import AppOptions
+from runtime.cli.infer import main as infer
+from runtime.labels import MODALITIES
+from runtime.phantom import write_phantom
+
+pytestmark = pytest.mark.browser
+
+SHAPE = (72, 80, 60)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    # Without a GPU the 3D view is drawn in software.
+    "--enable-unsafe-swiftshader",
+)
+WAIT_MS = 90_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: install Debian's packages chromium and chromium-driver")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield opened
+        opened.close()
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running page and where it keeps uploaded files."""
+
+    url: str
+    files: Path
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page's own process, with a tiny model, on a free port of this machine."""
+    pytest.importorskip("streamlit", reason="the page's package streamlit is not installed")
+    place = tmp_path_factory.mktemp("app")
+    files = place / "files"
+    files.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = AppOptions(
+        root=str(place), model=str(tiny_model), device="cpu", threads=1, grace_s=1.0
+    )
+    command = (sys.executable, "-m", "runtime.app.serve", "127.0.0.1", str(port))
+    with (place / "log").open("w") as log:
+        process = subprocess.Popen(
+            (*command, options.to_argument()),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=place,
+            env={**os.environ, "TMPDIR": str(files), "PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: answers(f"{url}/_stcore/health"))
+            yield Server(url, files, place / "log")
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def case_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cases")
+    write_phantom(folder, 1, seed=3, shape=SHAPE)
+    (found,) = folder.iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(case_dir: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What the command line makes of the same files."""
+    out = tmp_path_factory.mktemp("out")
+    flags = ("--model", str(tiny_model), "--device", "cpu", "--threads", "1", "--quiet")
+    assert infer([str(case_dir), *flags, "-o", str(out)]) == 0
+    return (out / f"{case_dir.name}_seg.nii.gz").read_bytes()
+
+
+@dataclass
+class Visit:
+    """A page in a browser window, and everything that it asked for and complained about."""
+
+    page: Any
+    server: Server
+    asked: set[str] = field(default_factory=set)
+    complaints: list[str] = field(default_factory=list)
+
+    def text(self, what: str | re.Pattern[str]) -> Any:
+        return self.page.get_by_text(what).first
+
+    def upload(self, *files: Path | dict[str, Any]) -> None:
+        self.page.locator("input[type=file]").first.set_input_files(
+            [str(file) if isinstance(file, Path) else file for file in files]
+        )
+
+    def segment(self) -> Any:
+        return self.page.get_by_role("button", name="Segment", exact=True)
+
+    def choose(self, view: str) -> None:
+        self.page.get_by_role("radio", name=view).or_(
+            self.page.get_by_test_id("stButtonGroup").get_by_text(view, exact=True)
+        ).first.click()
+
+    def wait_for_slices(self) -> None:
+        self.page.locator("figure canvas").first.wait_for()
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('*')].some((one) => one.shadowRoot"
+            " && one.shadowRoot.querySelector('.viewer[data-at]'))"
+        )
+
+
+@pytest.fixture
+def visit(browser: Any, server: Server) -> Iterator[Callable[..., Visit]]:
+    """visit(width): a new visitor with an empty browser."""
+    contexts: list[Any] = []
+
+    def begin(width: int = 1280, height: int = 900) -> Visit:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True
+        )
+        contexts.append(context)
+        context.set_default_timeout(WAIT_MS)
+        made = Visit(context.new_page(), server)
+        page = made.page
+        page.on("request", lambda request: made.asked.add(request.url))
+        page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: made.complaints.append(said.text) if said.type == "error" else None,
+        )
+        page.on("dialog", lambda dialog: made.complaints.append(f"dialog {dialog.message}"))
+        page.goto(server.url)
+        made.segment().wait_for()
+        return made
+
+    yield begin
+    for context in contexts:
+        context.close()
+
+
+def images_of(case_dir: Path) -> list[Path]:
+    return [case_dir / f"{case_dir.name}_{name}.nii.gz" for name in MODALITIES]
+
+
+def downloaded(visit: Visit, label: str) -> tuple[str, bytes]:
+    with visit.page.expect_download() as caught:
+        visit.page.get_by_role("button", name=label).click()
+    found = caught.value
+    return found.suggested_filename, Path(found.path()).read_bytes()
+
+
+def slice_number(visit: Visit, plane: str) -> int:
+    said = visit.page.locator(f".sliders label[data-plane={plane}] span").inner_text()
+    found = re.fullmatch(r"\w+ (\d+) of \d+", said)
+    assert found is not None
+    return int(found[1])
+
+
+def test_the_whole_way_from_four_files_to_the_command_lines_bytes(
+    visit: Callable[..., Visit], case_dir: Path, expected: bytes
+) -> None:
+    here = visit()
+    assert not here.segment().is_enabled()
+    truth = case_dir / f"{case_dir.name}_seg.nii.gz"
+    here.upload(*reversed(images_of(case_dir)), truth)
+    for path in (*images_of(case_dir), truth):
+        here.page.locator("code", has_text=path.name).wait_for()
+    here.segment().click()
+    here.wait_for_slices()
+
+    # Keys and wheel change the slice by one, and it is another picture.
+    axial = here.page.locator("figure[data-plane=axial]")
+    axial.focus()
+    here.page.keyboard.press("Home")
+    until(lambda: slice_number(here, "axial") < 5)
+    first = slice_number(here, "axial")
+    for _ in range(20):
+        here.page.keyboard.press("ArrowUp")
+    until(lambda: slice_number(here, "axial") == first + 20)
+    shot = axial.screenshot()
+    axial.hover()
+    here.page.mouse.wheel(0, -100)
+    until(lambda: slice_number(here, "axial") == first + 21)
+    assert axial.screenshot() != shot
+    axial.focus()
+    here.page.keyboard.press("ArrowDown")
+    until(lambda: slice_number(here, "axial") == first + 20)
+    assert axial.screenshot() == shot
+
+    # The truth was taken: there is a difference to look at.
+    here.page.locator("select[name=shown]").select_option("difference")
+    here.page.locator(".legend", has_text="only in the truth").wait_for()
+
+    here.choose("Files")
+    name, data = downloaded(here, "Label map (.nii.gz)")
+    assert name == f"{case_dir.name}_seg.nii.gz"
+    assert data == expected
+    name, data = downloaded(here, "Figures (.json)")
+    assert set(json.loads(data)["structures"]) == {"WT", "TC", "ET", "NCR", "ED"}
+    name, data = downloaded(here, "Report (.html)")
+    assert case_dir.name in data.decode()
+    assert b"<script" not in data
+
+    outside = {url for url in here.asked if not url.startswith((here.server.url, "blob:", "data:"))}
+    assert {
+        url for url in outside if not url.startswith(here.server.url.replace("http", "ws"))
+    } == set()
+    assert here.complaints == []
+
+
+def test_the_3d_view_is_not_blank(visit: Callable[..., Visit], case_dir: Path) -> None:
+    here = visit()
+    here.upload(*images_of(case_dir))
+    here.segment().click()
+    here.wait_for_slices()
+    here.choose("3D")
+    canvas = here.page.locator("iframe").first.content_frame.locator("canvas").first
+    canvas.wait_for()
+
+    def colours() -> int:
+        from io import BytesIO
+
+        from PIL import Image
+
+        picture = Image.open(BytesIO(canvas.screenshot())).convert("RGB")
+        return len(picture.getcolors(1 << 24) or ())
+
+    until(lambda: colours() > 200)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("scan_t1.nii.gz", b"\x1f\x8b" + b"nonsense" * 50, "found a damaged"),
+        ("page_t1.nii", b"<html>" * 100, "found a file that starts with"),
+        ("torn_t1.nii.gz", None, "found no flair and no t1ce and no t2"),
+    ],
+)
+def test_a_wrong_file_is_a_sentence_and_nothing_can_be_run(
+    visit: Callable[..., Visit], case_dir: Path, name: str, content: bytes | None, said: str
+) -> None:
+    here = visit()
+    data = (case_dir / f"{case_dir.name}_t1.nii.gz").read_bytes() if content is None else content
+    here.upload({"name": name, "mimeType": "application/octet-stream", "buffer": data})
+    here.text(re.compile(said)).wait_for()
+    assert not here.segment().is_enabled()
+    assert "Traceback" not in here.page.inner_text("body")
+
+
+def test_a_file_that_is_damaged_further_in_is_told_by_its_name(
+    visit: Callable[..., Visit], case_dir: Path
+) -> None:
+    here = visit()
+    *good, last = images_of(case_dir)
+    data = bytearray(last.read_bytes())
+    data[-6] ^= 1
+    here.upload(
+        *({"name": one.name, "mimeType": "", "buffer": one.read_bytes()} for one in good),
+        {"name": last.name, "mimeType": "", "buffer": bytes(data)},
+    )
+    here.segment().click()
+    here.text(re.compile(re.escape(last.name) + ": found a damaged or truncated gzip")).wait_for()
+    assert "Traceback" not in here.page.inner_text("body")
+
+
+def test_names_from_outside_are_text(visit: Callable[..., Visit], case_dir: Path) -> None:
+    here = visit()
+    name = "<img src=x onerror=alert(1)>**b**_t1.nii.gz"
+    data = (case_dir / f"{case_dir.name}_t1.nii.gz").read_bytes()
+    here.upload({"name": name, "mimeType": "", "buffer": data})
+    here.page.locator("code", has_text=name).wait_for()
+    assert here.page.locator("img[src=x]").count() == 0
+    assert here.complaints == []
+
+
+def test_two_visitors_wait_for_each_other_and_get_their_own(
+    visit: Callable[..., Visit], case_dir: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    write_phantom(tmp_path / "other", 2, seed=11, shape=SHAPE)
+    (other_dir,) = (tmp_path / "other").iterdir()
+    one, other = visit(), visit()
+    one.upload(*images_of(case_dir))
+    other.upload(*images_of(other_dir))
+    one.segment().click()
+    other.segment().click()
+    one.wait_for_slices()
+    other.wait_for_slices()
+    for here, folder in ((one, case_dir), (other, other_dir)):
+        assert here.page.locator(".viewer .case").inner_text() == folder.name
+        here.choose("Files")
+        name, data = downloaded(here, "Label map (.nii.gz)")
+        assert name == f"{folder.name}_seg.nii.gz"
+        flags = ("--model", str(tiny_model), "--device", "cpu", "--threads", "1", "--quiet")
+        out = tmp_path / f"out {folder.name}"
+        assert infer([str(folder), *flags, "-o", str(out)]) == 0
+        assert data == (out / name).read_bytes()
+
+
+def test_files_of_a_visit_are_deleted_when_it_ends(
+    browser: Any, visit: Callable[..., Visit], case_dir: Path, server: Server
+) -> None:
+    before = set(server.files.iterdir())
+    here = visit()
+    here.upload(*images_of(case_dir))
+    here.page.locator("code").first.wait_for()
+    until(lambda: len(set(server.files.iterdir()) - before) >= 1)
+    new = set(server.files.iterdir()) - before
+    stored = [path for folder in new for path in folder.rglob("*") if path.is_file()]
+    assert len(stored) == 4
+    assert not any(case_dir.name in path.name for path in stored)
+    here.page.context.close()
+    until(lambda: not any(folder.exists() for folder in new))
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_nothing_is_wider_than_the_window(
+    visit: Callable[..., Visit], case_dir: Path, width: int
+) -> None:
+    here = visit(width)
+    here.upload(*images_of(case_dir))
+    here.segment().click()
+    here.wait_for_slices()
+    wide = here.page.evaluate(
+        "() => document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+    )
+    assert wide <= 0
+    for figure in here.page.locator("figure").all():
+        box = figure.bounding_box()
+        assert box is not None
+        assert box["width"] > 100
+        assert box["x"] + box["width"] <= width
+
+
+def test_it_listens_on_this_machine_only(server: Server) -> None:
+    port = int(server.url.rpartition(":")[2])
+    addresses = {
+        info[4][0]
+        for info in socket.getaddrinfo(socket.gethostname(), port, socket.AF_INET)
+        if not str(info[4][0]).startswith("127.")
+    }
+    for address in addresses:
+        with pytest.raises(OSError, match=r"refused|unreachable|timed out"):
+            socket.create_connection((str(address), port), timeout=2).close()
