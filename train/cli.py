@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
-from runtime.cli.console import rest_idle_threads
+from runtime.cli.console import reader_may_leave, rest_idle_threads
 from runtime.cli.console import run as run_command
 from runtime.errors import BratsError, UsageError
 from train.config import Config
@@ -61,11 +61,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     rest_idle_threads()
     given = list(sys.argv[1:] if args is None else args)
-    if "--version" in given:
-        print(f"{PROGRAM} {__version__}")
-        return 0
     try:
-        arguments = parse(given)
+        with reader_may_leave():
+            if "--version" in given:
+                print(f"{PROGRAM} {__version__}")
+                return 0
+            arguments = parse(given)
         check(arguments.keys)
     except BratsError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
