@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 import tyro
 from rich.console import Console
 
-from runtime.cli.console import CommaShape, optional, parse, rest_idle_threads, run
+from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
 
 ENGINE_BATCH: Final = 16
@@ -58,6 +58,8 @@ class ExportArgs:
     """CUDA device that engines are built for."""
     data: Annotated[Path | None, optional("DIR")] = None
     """Cases to certify on; phantoms by default."""
+    labels: ConventionFlag = None
+    """Label convention of their label maps; what their naming implies by default."""
     cases: int = 8
     """Cases to try at most until three of them show every region."""
     gate: float = 0.999

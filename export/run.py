@@ -141,7 +141,7 @@ def _loaded(options: ExportArgs, console: Console) -> tuple[torch.nn.Module, Mod
 def _parity(options: ExportArgs, reference: Backend, told: Callable[[str], None]) -> Parity:
     return Parity(
         Reference(reference),
-        CaseList(parity_cases(options.data, options.cases)),
+        CaseList(parity_cases(options.data, options.cases, options.labels)),
         Gate(truth=options.gate),
         "phantoms" if options.data is None else "data",
         told,

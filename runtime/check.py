@@ -10,7 +10,7 @@ from rich.table import Table
 
 from runtime.case import Case
 from runtime.errors import InputError
-from runtime.labels import MODALITIES
+from runtime.labels import MODALITIES, Convention
 from runtime.nifti import Volume, load
 from runtime.truth import load_truth
 
@@ -23,8 +23,14 @@ class Finding:
     text: str
 
 
-def examine(case: Case) -> tuple[Volume | None, tuple[Finding, ...]]:
+def examine(
+    case: Case, convention: Convention | None = None
+) -> tuple[Volume | None, tuple[Finding, ...]]:
     """Read a case and judge it without a model.
+
+    Args:
+        case: to be read.
+        convention: of its label map; None takes what names and dataset.json imply.
 
     Returns:
         The volume, or None if it cannot be loaded, and what was found.
@@ -55,15 +61,15 @@ def examine(case: Case) -> tuple[Volume | None, tuple[Finding, ...]]:
         shown = "x".join(f"{size:.3g}" for size in volume.grid.spacing)
         findings.append(Finding(False, f"spacing {shown} mm, BraTS models expect 1x1x1"))
     if case.labels is not None:
-        findings += _examine_labels(case, volume)
+        findings += _examine_labels(case, volume, convention)
     return volume, tuple(findings)
 
 
-def _examine_labels(case: Case, volume: Volume) -> list[Finding]:
+def _examine_labels(case: Case, volume: Volume, convention: Convention | None) -> list[Finding]:
     if case.labels is None:
         return []
     try:
-        truth = load_truth(case, volume)
+        truth = load_truth(case, volume, convention, "--truth-labels")
     except InputError as error:
         return [Finding(True, str(error))]
     brain = np.logical_or.reduce([image.voxels != 0 for image in volume.images.values()])
@@ -73,13 +79,19 @@ def _examine_labels(case: Case, volume: Volume) -> list[Finding]:
     return []
 
 
-def check_cases(cases: list[Case], console: Console, problems: Sequence[InputError] = ()) -> int:
+def check_cases(
+    cases: list[Case],
+    console: Console,
+    problems: Sequence[InputError] = (),
+    convention: Convention | None = None,
+) -> int:
     """Examine every case and print what was found.
 
     Args:
         cases: to be examined.
         console: where it is told; errors are told even where it is quiet.
         problems: cases that could not even be put together from their files.
+        convention: of their label maps; None as each case says.
 
     Returns:
         0 if no case has an error.
@@ -93,7 +105,7 @@ def check_cases(cases: list[Case], console: Console, problems: Sequence[InputErr
         loud.print(f"error: {problem}", style="red", markup=False)
         bad.append(problem.where)
     for case in cases:
-        volume, findings = examine(case)
+        volume, findings = examine(case, convention)
         console.print(f"{case.case_id} ({case.dialect} naming)", style="bold", markup=False)
         if volume is not None:
             console.print(_table(volume))

@@ -14,8 +14,9 @@ from runtime.segmenter import Prediction, Segmenter
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
-Look = Callable[[Prediction, OutputPlan], None]
-"""look(prediction, plan): whatever else is to be made of a prediction, such as a picture."""
+Look = Callable[[Prediction, OutputPlan, dict[str, Any]], None]
+"""look(prediction, plan, sidecar): whatever else is to be made of a prediction, such as a picture.
+"""
 
 
 @dataclass(frozen=True)
@@ -110,5 +111,5 @@ def _segment(
     prediction = segmenter.segment(volume, tell)
     sidecar = save(prediction, job.plan, settings, load_seconds)
     if look is not None:
-        look(prediction, job.plan)
+        look(prediction, job.plan, sidecar)
     return Outcome(job.case, job.plan, sidecar)

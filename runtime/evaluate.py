@@ -15,8 +15,8 @@ import numpy as np
 from runtime.case import Case, find_cases
 from runtime.dataset_json import ALIASES, convention_of, read_dataset_json
 from runtime.errors import InputError, UsageError
-from runtime.grid import check_same_grid
-from runtime.labels import Convention
+from runtime.grid import Grid, check_same_grid
+from runtime.labels import Convention, LabelMap
 from runtime.metrics import Missing, Profile, Scores, score_case
 from runtime.naming import SUFFIXES, files_below, is_channel, is_nifti, take_apart
 from runtime.summary import summarise, to_json
@@ -75,7 +75,7 @@ def evaluate(
         truth: one label map, a case folder, a folder of cases, or one that holds label maps only.
         profile: see `runtime.metrics.PROFILES`.
         prediction_convention: label numbering of the predictions; by default what the sidecar
-            ``<case>.json`` says, and without one the truth's.
+            ``<case>.json`` says, and without one the truth's, as far as that leaves no doubt.
         truth_convention: label numbering of the truth; by default what its names say, and where
             they leave it open the profile's.
         on_case: called with the case id and the number of cases as each begins.
@@ -87,8 +87,8 @@ def evaluate(
 
     Raises:
         InputError: no truth, a prediction without truth, two label maps of one case, different
-            grids, labels outside the convention, a damaged file, or a case without prediction
-            where the profile refuses that.
+            grids, labels outside the convention or in doubt (`runtime.truth.read_labels`), a
+            damaged file, or a case without prediction where the profile refuses that.
         UsageError: neither a name nor an argument nor the profile tells the truth's convention.
     """
     predictions, truths = _predictions(prediction), _truths(truth)
@@ -136,11 +136,16 @@ def evaluate(
                 expected=f"one of {', '.join(Convention)}",
                 remedy="name the truth's convention with --truth-labels",
             )
-        truth_labels, grid = read_labels(one.path, convention, implied=truth_convention is None)
+        assumed = None
+        # Neither names nor profile imply 2024: what does, says what its 4 is.
+        if truth_convention is None and convention is not Convention.BRATS2024:
+            assumed = "the naming" if one.convention else "the profile"
+        truth_labels, grid = read_labels(
+            one.path, convention, assumed=assumed, flag="--truth-labels"
+        )
         if case_id in predictions:
             path = predictions[case_id]
-            own = prediction_convention or _sidecar_convention(path, case_id) or convention
-            labels, own_grid = read_labels(path, own, implied=prediction_convention is None)
+            labels, own_grid = _read_prediction(path, prediction_convention, convention)
             remedy = "score a label map on the grid of its own case"
             check_same_grid(path, own_grid, one.path, grid, remedy)
         else:
@@ -149,7 +154,21 @@ def evaluate(
     return Evaluation(profile, cases, missing)
 
 
-def _case_id(path: Path) -> str:
+def _read_prediction(
+    path: Path, named: Convention | None, of_truth: Convention
+) -> tuple[LabelMap, Grid]:
+    """A prediction as network labels, by the convention that was named, else the sidecar's.
+
+    Without either it is the truth's, which is a guess, however surely the truth's is known.
+    """
+    named = named or _sidecar_convention(path, case_id_of(path))
+    if named is not None:
+        return read_labels(path, named)
+    return read_labels(path, of_truth, assumed="the truth")
+
+
+def case_id_of(path: Path) -> str:
+    """The case that a label map is of: X for X.nii.gz, X_seg.nii.gz and X-seg.nii."""
     name = path.name
     for suffix in SUFFIXES:
         name = name[: -len(suffix)] if name.lower().endswith(suffix) else name
@@ -160,7 +179,7 @@ def _case_id(path: Path) -> str:
 
 def _predictions(root: Path) -> dict[str, Path]:
     if root.is_file():
-        return {_case_id(root): root}
+        return {case_id_of(root): root}
     if not root.is_dir():
         raise InputError(root, found="nothing", expected="predictions", remedy="check the path")
     return _by_case(sorted(path for path in root.iterdir() if is_nifti(path)), "prediction")
@@ -169,7 +188,7 @@ def _predictions(root: Path) -> dict[str, Path]:
 def _by_case(paths: Iterable[Path], what: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
-        case_id = _case_id(path)
+        case_id = case_id_of(path)
         if case_id.endswith("_prob"):
             continue
         if case_id in found:
@@ -232,7 +251,7 @@ def _truth_of_file(path: Path) -> _Truth:
     else:
         if case.labels is not None and case.labels.samefile(path):
             return _Truth(case.case_id, path, case.convention)
-    case_id = _case_id(path)
+    case_id = case_id_of(path)
     return _Truth(case_id, path, _named_convention(path, case_id))
 
 

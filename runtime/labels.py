@@ -88,7 +88,10 @@ def to_convention(labels: LabelMap, convention: Convention) -> LabelMap:
 
 
 def from_convention(
-    stored: npt.NDArray[Any], convention: Convention, where: str | PathLike[str]
+    stored: npt.NDArray[Any],
+    convention: Convention,
+    where: str | PathLike[str],
+    flag: str = "--labels",
 ) -> LabelMap:
     """Renumber a stored label map into network labels.
 
@@ -96,6 +99,7 @@ def from_convention(
         stored: any numeric dtype and shape, values as on disk.
         convention: the numbering of the file.
         where: the file, for the error.
+        flag: of the command, by which a user names another convention; for the error.
 
     Returns:
         uint8 of the same shape, values 0..3 as in `Label`.
@@ -107,22 +111,24 @@ def from_convention(
     with np.errstate(invalid="ignore"):
         as_bytes = stored.astype(np.uint8)
     if stored.dtype != np.uint8 and not np.array_equal(as_bytes, stored):
-        _reject(np.unique(stored), convention, where)
+        _reject(np.unique(stored), convention, where, flag)
     present = np.flatnonzero(np.bincount(as_bytes.ravel(order="K"), minlength=256))
     if any(int(value) not in known for value in present if value != 0):
-        _reject(present, convention, where)
+        _reject(present, convention, where, flag)
     table = _table({value: int(label) for value, label in known.items()})
     return table[as_bytes]
 
 
-def _reject(values: npt.NDArray[Any], convention: Convention, where: str | PathLike[str]) -> None:
+def _reject(
+    values: npt.NDArray[Any], convention: Convention, where: str | PathLike[str], flag: str
+) -> None:
     shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
     allowed = ", ".join(str(value) for value in (0, *_FROM_DISK[convention]))
     raise InputError(
         where,
         found=f"label values {shown}",
         expected=f"only {allowed} as in convention {convention}",
-        remedy="name its own: --truth-labels or --labels of brats-eval, --labels of brats-train",
+        remedy=f"correct them, or name the numbering that they have with {flag}",
     )
 
 

@@ -93,7 +93,7 @@ def score_lesions(
     components, found_components = _components(prediction)
     touching = _touching(areas, components)
     lesion_voxels = np.where(truth, areas, 0)
-    sizes = np.bincount(lesion_voxels.ravel(), minlength=count + 1) * float(np.prod(spacing))
+    sizes = _sizes_mm3(lesion_voxels, count, spacing)
     dices, distances, missed = [], [], 0
     for lesion in range(1, count + 1):
         if sizes[lesion] <= rule.dropped_mm3:
@@ -118,6 +118,29 @@ def score_lesions(
         missed=missed,
         false_positives=false_positives,
     )
+
+
+def count_lesions(mask: Mask, spacing: Spacing, rule: LesionRule | None = None) -> int:
+    """How many lesions a mask has, by the rule that `score_lesions` counts those of a truth with.
+
+    Args:
+        mask: boolean (X, Y, Z).
+        spacing: mm along X, Y, Z.
+        rule: see `LesionRule`; None takes its defaults, those of BraTS 2023.
+    """
+    rule = rule or LesionRule()
+    if not mask.any():
+        return 0
+    mask = mask[bounding_box(mask)]
+    areas, count = _lesion_areas(mask, rule.dilations)
+    sizes = _sizes_mm3(np.where(mask, areas, 0), count, spacing)
+    return int(np.count_nonzero(sizes[1:] > rule.dropped_mm3))
+
+
+def _sizes_mm3(lesion_voxels: Components, count: int, spacing: Spacing) -> npt.NDArray[np.float64]:
+    """(count + 1,): volume of what is numbered 0, 1, ..., count."""
+    voxels = np.bincount(lesion_voxels.ravel(), minlength=count + 1).astype(np.float64)
+    return voxels * float(np.prod(spacing))
 
 
 def _lesion_areas(truth: Mask, dilations: int) -> tuple[Components, int]:

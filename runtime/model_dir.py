@@ -20,7 +20,7 @@ MANIFEST_SCHEMA: Final = 1
 WRITTEN: Final = Path("model")
 """Where brats-export writes a model unless told otherwise."""
 BUILT_IN: Final = Path(__file__).parent / "models" / "reference"
-"""The reference model that is a part of this package."""
+"""The reference model that is a part of this package, once one has been good enough."""
 _FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16"}
 
 Verdict = Literal["pass", "fail", "inconclusive", "none"]
@@ -125,14 +125,15 @@ class ModelDir:
 
 def find_model(given: Path | None) -> ModelDir:
     """Open the model that is named; else ``model/``, where brats-export writes; else the one that
-    is built in.
+    is built in, where this package has one.
 
     Raises:
         InputError: that one cannot be used; no other takes its place.
     """
     if given is not None:
         return ModelDir.open(given)
-    return ModelDir.open(WRITTEN if WRITTEN.exists() or WRITTEN.is_symlink() else BUILT_IN)
+    there = WRITTEN.exists() or WRITTEN.is_symlink() or not BUILT_IN.exists()
+    return ModelDir.open(WRITTEN if there else BUILT_IN)
 
 
 def foreign_files(directory: Path) -> list[str]:

@@ -18,10 +18,10 @@ from runtime.atomic import remove, write_bytes, write_json
 from runtime.case import Case, holds_images
 from runtime.errors import UsageError
 from runtime.labels import Convention, to_convention
+from runtime.measure import volumes_ml
 from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME, is_ours
 from runtime.nifti_writer import write_label_map, write_probabilities
-from runtime.report import volumes_ml
 from runtime.segmenter import Prediction
 
 SIDECAR_SCHEMA: Final = 1
@@ -55,13 +55,18 @@ class OutputPlan:
     probabilities: Path
     sidecar: Path
     preview: Path
+    report: Path
     other_labels: Path
     convention: Convention
     warnings: tuple[str, ...]
 
     def files(self) -> tuple[Path, ...]:
         """Every file that a run on this case writes, or removes as a leftover of an earlier one."""
-        return (self.labels, self.other_labels, self.probabilities, self.preview, self.sidecar)
+        return (self.labels, *self.beside(), self.sidecar)
+
+    def beside(self) -> tuple[Path, ...]:
+        """What an earlier run may have left that a new label map and sidecar do not replace."""
+        return (self.other_labels, self.probabilities, self.preview, self.report)
 
 
 def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
@@ -84,6 +89,7 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
         probabilities=options.directory / f"{case.case_id}_prob.nii.gz",
         sidecar=options.directory / f"{case.case_id}.json",
         preview=options.directory / f"{case.case_id}_preview.png",
+        report=options.directory / f"{case.case_id}_report.html",
         other_labels=options.directory / other,
         convention=convention,
         warnings=warnings,
@@ -166,7 +172,7 @@ def save(
     started = datetime.now(UTC)
     # An old sidecar would vouch for a new label map until it is replaced; so it goes first.
     # Whatever else an earlier run left would stand beside a result that it does not belong to.
-    for path in (plan.sidecar, plan.other_labels, plan.probabilities, plan.preview):
+    for path in (plan.sidecar, *plan.beside()):
         remove(path)
     digest = write_label_map(plan.labels, to_convention(prediction.labels, plan.convention), grid)
     output: dict[str, Any] = {"file": plan.labels.name, "sha256": digest}
@@ -233,6 +239,19 @@ def write_preview(plan: OutputPlan, picture: Image.Image) -> None:
     write_bytes(plan.preview, data.getvalue())
 
 
+def write_report(plan: OutputPlan, page: str) -> None:
+    """Write the page of a prediction, which carries our mark already.
+
+    Args:
+        plan: from `plan_output`.
+        page: from `report.html_report`.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_bytes(plan.report, page.encode())
+
+
 def _refuse_input_folders(case: Case, directory: Path) -> None:
     """An output folder is never an input's: truth has the same name as what would be written."""
     target = Path(os.path.realpath(directory))
@@ -256,7 +275,7 @@ def _is_ours(path: Path, plan: OutputPlan, known: dict[str, str]) -> bool:
         return bool(known)
     if path.name in known:
         return True
-    if path == plan.preview:
+    if path in (plan.preview, plan.report):
         with path.open("rb") as file:
             return INTENT_NAME.encode() in file.read(256)
     return is_ours(path)

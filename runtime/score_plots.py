@@ -13,7 +13,8 @@ from runtime.atomic import write_bytes
 from runtime.errors import UsageError
 from runtime.evaluate import Evaluation
 from runtime.labels import REGIONS
-from runtime.metrics import SCORED
+from runtime.metrics import SCORED, Profile
+from runtime.nifti import INTENT_NAME
 from runtime.score_table import TITLES, counted
 from runtime.summary import BOOTSTRAP
 
@@ -29,6 +30,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "ED": "tab:olive",
 }
 _HALF_WIDTH: Final = 0.32
+_OF_LESIONS: Final = ("lesion_dice", "lesion_hd95")
 _Values = npt.NDArray[np.float64]
 
 
@@ -45,6 +47,12 @@ def check_plots() -> None:
             expected="it for drawing",
             remedy="install brats-deploy[plots], or leave --plots out",
         )
+
+
+def plot_names(profile: Profile) -> tuple[str, ...]:
+    """The files that `draw_plots` writes."""
+    lesions = () if profile.lesions is None else _OF_LESIONS
+    return ("dice.png", "hd95.png", "volumes.png", *(f"{metric}.png" for metric in lesions))
 
 
 def draw_plots(folder: Path, evaluation: Evaluation) -> list[Path]:
@@ -71,7 +79,7 @@ def draw_plots(folder: Path, evaluation: Evaluation) -> list[Path]:
     if evaluation.profile.lesions is not None:
         made += [
             _write(folder / f"{metric}.png", _distribution(evaluation, metric, tuple(REGIONS)))
-            for metric in ("lesion_dice", "lesion_hd95")
+            for metric in _OF_LESIONS
         ]
     return made
 
@@ -166,7 +174,8 @@ def _canvas(panels: int, size: tuple[float, float]) -> "tuple[Figure, list[Axes]
 
 def _write(path: Path, figure: "Figure") -> Path:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    # By this mark a plot is known as ours, and may be replaced.
+    figure.savefig(stream, format="png", metadata={"Software": INTENT_NAME})
     write_bytes(path, stream.getvalue())
     return path
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from runtime.case import Case, find_cases
 from runtime.check import check_cases, examine
+from runtime.cli.infer import main
 from runtime.errors import InputError
 from runtime.grid import Grid
 from runtime.nifti import load, load_label_map
@@ -82,6 +83,33 @@ def test_labels_on_another_grid_are_an_error(copied: Path) -> None:
     ((error, text),) = _texts(copied)
     assert error
     assert "moves a corner of the volume by 5 mm" in text
+
+
+@pytest.fixture
+def renamed(copied: Path, tmp_path: Path) -> Path:
+    """The case, numbered as in 2020, under the names of 2023."""
+    folder = tmp_path / "renamed" / "X"
+    folder.mkdir(parents=True)
+    names = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
+    for old, new in names.items():
+        shutil.copy(copied / f"{copied.name}_{old}.nii.gz", folder / f"X-{new}.nii.gz")
+    return folder
+
+
+def test_labels_of_2020_under_the_names_of_2023_are_an_error(
+    renamed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(renamed), "--check", "--quiet"]) == 3
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told == (
+        f"X error: {renamed / 'X-seg.nii.gz'}: found a 4 and no 3 where the naming implies "
+        "brats2023, expected 1, 2 and 3; say what 4 is: --truth-labels brats2020 for enhancing "
+        "tumour, --truth-labels brats2024 for the resection cavity."
+    )
+    for convention in ("brats2020", "brats2024"):
+        assert main([str(renamed), "--check", "--quiet", "--truth-labels", convention]) == 0
+    assert main([str(renamed), "--check", "--quiet", "--truth-labels", "brats2023"]) == 3
+    assert "with --truth-labels." in capsys.readouterr().err
 
 
 def test_all_cases_are_told_before_the_bad_one_fails_the_command(

@@ -152,6 +152,108 @@ def test_outputs_that_cannot_be_written_are_said_before_a_case_is_read(
     assert "file" in one_sentence(capsys)
 
 
+def unreadable(predictions: Path) -> None:
+    """Whatever is said of another file now was said before a case was read."""
+    (predictions / "A_seg.nii.gz").write_bytes(b"not a label map")
+
+
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_a_folder_cannot_be_a_file_of_scores(
+    tmp_path: Path,
+    predictions: Path,
+    truth: Path,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+) -> None:
+    unreadable(predictions)
+    (tmp_path / "folder").mkdir()
+    assert run(predictions, truth, flag, tmp_path / "folder", "--quiet") == 7
+    assert f"{tmp_path / 'folder'}: found a folder" in one_sentence(capsys)
+
+
+def test_a_file_cannot_be_the_folder_of_plots(
+    tmp_path: Path, predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unreadable(predictions)
+    (tmp_path / "file").write_text("mine")
+    assert run(predictions, truth, "--plots", tmp_path / "file", "--quiet") == 7
+    assert f"{tmp_path / 'file'}: found" in one_sentence(capsys)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"), [("--json", "s.json"), ("--csv", "s.csv"), ("--plots", "volumes.png")]
+)
+def test_a_file_of_somebody_else_is_never_overwritten(
+    tmp_path: Path,
+    predictions: Path,
+    truth: Path,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+    name: str,
+) -> None:
+    unreadable(predictions)
+    path = tmp_path / name
+    for content in (
+        b"", b"mine\n", b"case,mine\n", b"[]", b"\x89PNG\r\n", b"\xff\xfe",
+        b'{"schema": 1, "case_id": "A", "convention": "brats2020"}',
+        # What brats-train writes of its validation cases.
+        b'{"checkpoint": "best.pt", "profile": "brats2023", "cases": {}, "summary": {}}',
+    ):  # fmt: skip
+        path.write_bytes(content)
+        assert run(predictions, truth, flag, path.parent if flag == "--plots" else path) == 2
+        assert f"{path}: found a file that brats-eval did not write" in one_sentence(capsys)
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_scores_never_take_the_name_of_a_sidecar(
+    predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str], flag: str, exists: bool
+) -> None:
+    """Read as one, they would make the folder of predictions unusable."""
+    text = json.dumps({"schema": 1, "convention": "brats2020"})
+    if exists:
+        (predictions / "A.json").write_text(text)
+    assert run(predictions, truth, flag, predictions / "A.json", "--quiet") == 2
+    assert str(predictions / "A.json") in one_sentence(capsys)
+    assert (predictions / "A.json").exists() == exists
+    assert not exists or (predictions / "A.json").read_text() == text
+    assert run(predictions, truth, "--quiet") == 0
+
+
+@pytest.mark.parametrize("profile", ["brats2020", "brats2023"])
+def test_earlier_scores_are_replaced(
+    tmp_path: Path, predictions: Path, truth: Path, profile: str
+) -> None:
+    flags = ("--json", tmp_path / "s.json", "--csv", tmp_path / "s.csv", "--plots", tmp_path)
+    assert run(predictions, truth, "--profile", "brats2020", "--quiet", *flags) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    write_label_map(predictions / "B_seg.nii.gz", labels(4), GRID)
+    assert run(predictions, truth, "--profile", profile, "--quiet", *flags) == 0
+    assert json.loads((tmp_path / "s.json").read_text())["cases"]["B"]["ET"]["dice"] == 1
+    assert len(before) == 5
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() != content, name
+
+
+def test_two_outputs_of_one_name(
+    tmp_path: Path, predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unreadable(predictions)
+    one = tmp_path / "x" / ".." / "s"
+    pairs: list[tuple[str, Path, str, Path]] = [
+        ("--json", tmp_path / "s", "--csv", one),
+        ("--json", tmp_path / "s", "--plots", one),
+        ("--csv", tmp_path / "p" / "dice.png", "--plots", tmp_path / "p"),
+    ]
+    for pair in pairs:
+        assert run(predictions, truth, *pair, "--quiet") == 2
+        assert f"{pair[0]} and {pair[2]}" in one_sentence(capsys)
+    assert run(predictions, truth, "--json", tmp_path / "d", "--csv", tmp_path / "d" / "c") == 7
+    assert "found a folder" in capsys.readouterr().err
+
+
 def test_plots_without_matplotlib(
     tmp_path: Path,
     predictions: Path,

@@ -223,6 +223,125 @@ def test_a_4_in_the_names_of_2023_is_the_cavity_of_2024_unless_2023_is_named(
         )
 
 
+BOTH_NAMES = pytest.mark.parametrize("name", ["{}.nii.gz", "{}_seg.nii.gz"])
+
+
+def stored_as(path: Path, convention: Convention, cavity: bool = False, enhancing: int = 3) -> Path:
+    """`labels` as numbers on disk, with a slab of 4 for the resection cavity if that is wanted."""
+    stored = to_convention(labels(enhancing), convention)
+    if cavity:
+        stored[10, 2:6, 1:7] = 4
+    write_image(path, stored, GRID)
+    return path
+
+
+@BOTH_NAMES
+@pytest.mark.parametrize("flag", [None, Convention.BRATS2023, Convention.BRATS2024])
+def test_a_4_for_a_3_in_a_prediction_is_refused(
+    tmp_path: Path, name: str, flag: Convention | None
+) -> None:
+    """The numbering of 2020 beside truth of 2023: taken for the cavity, nothing would enhance."""
+    add_truth(tmp_path / "truth", "M", labels(), Convention.BRATS2023)
+    path = stored_as(tmp_path / "out" / name.format("M"), Convention.BRATS2020)
+    with pytest.raises(InputError) as caught:
+        evaluate(path.parent, tmp_path / "truth", BRATS, truth_convention=flag)
+    assert caught.value.where == str(path)
+    implied = flag or Convention.BRATS2023
+    assert caught.value.found == f"a 4 and no 3 where the truth implies {implied}"
+    assert "--labels brats2020 for enhancing tumour" in caught.value.remedy
+    made = evaluate(path.parent, tmp_path / "truth", BRATS, Convention.BRATS2020, flag)
+    assert made.cases["M"]["ET"].dice == 1
+    path.with_name("M.json").write_text(json.dumps({"convention": "brats2020"}))
+    made = evaluate(path.parent, tmp_path / "truth", BRATS, truth_convention=flag)
+    assert made.cases["M"]["ET"].dice == 1
+
+
+@BOTH_NAMES
+def test_a_3_for_a_4_in_a_prediction_is_refused(tmp_path: Path, truth: Path, name: str) -> None:
+    path = stored_as(tmp_path / "out" / name.format("A"), Convention.BRATS2023)
+    with pytest.raises(InputError, match=r"label values 0, 1, 2, 3, .*--labels") as caught:
+        evaluate(path.parent, truth, BRATS)
+    assert caught.value.where == str(path)
+    assert evaluate(path, truth, BRATS, Convention.BRATS2023).cases["A"]["ET"].dice == 1
+    path.with_name("A.json").write_text(json.dumps({"convention": "brats2023"}))
+    assert evaluate(path, truth, BRATS).cases["A"]["ET"].dice == 1
+
+
+@BOTH_NAMES
+@pytest.mark.parametrize(
+    ("said", "made"),
+    [(Convention.BRATS2023, Convention.BRATS2020), (Convention.BRATS2020, Convention.BRATS2023)],
+)
+def test_a_prediction_that_is_not_what_its_sidecar_says_is_refused(
+    tmp_path: Path, name: str, said: Convention, made: Convention
+) -> None:
+    add_truth(tmp_path / "truth", "M", labels(), Convention.BRATS2023)
+    path = stored_as(tmp_path / "out" / name.format("M"), made)
+    path.with_name("M.json").write_text(json.dumps({"convention": said}))
+    with pytest.raises(InputError, match=rf"label values .* in convention {said}; .*--labels"):
+        evaluate(path.parent, tmp_path / "truth", BRATS)
+
+
+def test_a_sidecar_goes_with_the_name_of_its_own_label_map(tmp_path: Path, truth: Path) -> None:
+    path = stored_as(tmp_path / "out" / "mine_seg.nii.gz", Convention.BRATS2023)
+    path.with_name("mine.json").write_text(json.dumps({"convention": "brats2023"}))
+    made = evaluate(path, truth / "A" / "A_seg.nii.gz", BRATS)
+    assert made.cases["A"]["ET"].dice == 1
+
+
+def test_a_4_for_a_3_in_truth_is_refused(tmp_path: Path) -> None:
+    """Renamed truth in the numbering of 2020 would have no enhancing tumour, and Dice be 1."""
+    true = add_truth(tmp_path / "truth", "M", None, Convention.BRATS2023)
+    stored_as(true, Convention.BRATS2020)
+    path = stored_as(tmp_path / "M.nii.gz", Convention.BRATS2020)
+    lone = stored_as(tmp_path / "lone" / "M-seg.nii.gz", Convention.BRATS2020)
+    for truth in (tmp_path / "truth", true, lone, lone.parent):
+        with pytest.raises(InputError, match="4 and no 3 where the naming implies") as caught:
+            evaluate(path, truth, BRATS)
+        assert caught.value.where == str(lone if truth in (lone, lone.parent) else true)
+        assert "--truth-labels brats2020" in caught.value.remedy
+        assert "--truth-labels brats2024" in caught.value.remedy
+        made = evaluate(path, truth, BRATS, truth_convention=Convention.BRATS2020)
+        assert made.cases["M"]["ET"].dice == 1
+    unnamed = stored_as(tmp_path / "unnamed" / "M.nii.gz", Convention.BRATS2020)
+    with pytest.raises(InputError, match="where the profile implies brats2023"):
+        evaluate(path, unnamed, LESIONS)
+
+
+@BOTH_NAMES
+@pytest.mark.parametrize("flag", [None, Convention.BRATS2024])
+@pytest.mark.parametrize("cavity", [False, True])
+def test_data_of_2024_are_scored_as_they_are(
+    tmp_path: Path, name: str, flag: Convention | None, cavity: bool
+) -> None:
+    true = add_truth(tmp_path / "truth", "M", None, Convention.BRATS2023)
+    stored_as(true, Convention.BRATS2024, cavity=True)
+    path = stored_as(tmp_path / "out" / name.format("M"), Convention.BRATS2024, cavity, enhancing=1)
+    made = evaluate(path.parent, tmp_path / "truth", LESIONS, truth_convention=flag)
+    assert made.cases["M"]["ET"].dice == pytest.approx(0.5)
+    assert made.cases["M"]["NCR"].dice == 1
+    assert made.cases["M"]["ED"].dice == 1
+
+
+@pytest.mark.parametrize("flag", [None, Convention.BRATS2024])
+def test_a_cavity_without_enhancement_is_scored_once_its_numbering_is_named(
+    tmp_path: Path, flag: Convention | None
+) -> None:
+    """Even beside truth of 2024: predicted in the numbering of 2020, it would look the same."""
+    true = add_truth(tmp_path / "truth", "M", None, Convention.BRATS2023)
+    stored_as(true, Convention.BRATS2024, cavity=True)
+    path = stored_as(tmp_path / "M.nii.gz", Convention.BRATS2024, cavity=True, enhancing=0)
+    with pytest.raises(InputError, match="--labels brats2024 for the resection cavity") as caught:
+        evaluate(path, tmp_path / "truth", LESIONS, truth_convention=flag)
+    assert caught.value.where == str(path)
+    made = evaluate(path, tmp_path / "truth", LESIONS, Convention.BRATS2024, flag)
+    assert made.cases["M"]["ET"].dice == 0
+    assert made.cases["M"]["ED"].dice == 1
+    path.with_name("M.json").write_text(json.dumps({"convention": "brats2024"}))
+    made = evaluate(path, tmp_path / "truth", LESIONS, truth_convention=flag)
+    assert made.cases["M"]["ED"].dice == 1
+
+
 def test_a_prediction_without_truth_is_named(tmp_path: Path, truth: Path) -> None:
     add_truth(truth, "bare", None)
     for case_id in ("Z", "bare"):

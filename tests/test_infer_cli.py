@@ -308,7 +308,9 @@ def test_the_folder_of_the_case_is_never_written(
     assert before["X_seg.nii.gz"] == TRUTH
 
 
-@pytest.mark.parametrize("name", ["X_seg.nii.gz", "X.json", "X_prob.nii.gz"])
+@pytest.mark.parametrize(
+    "name", ["X_seg.nii.gz", "X.json", "X_prob.nii.gz", "X_preview.png", "X_report.html"]
+)
 def test_a_foreign_file_is_never_overwritten(
     infer: Any, case_dir: Path, tmp_path: Path, name: str
 ) -> None:
@@ -422,6 +424,58 @@ def test_an_earlier_result_is_kept_or_replaced_as_asked(infer: Any, case_dir: Pa
     assert code == 0
     assert (out / "X_seg.nii.gz").read_bytes() == first["X_seg.nii.gz"][0]
     assert (out / "X_seg.nii.gz").stat().st_mtime_ns > first["X_seg.nii.gz"][1]
+
+
+def test_a_report_is_written_beside_and_goes_with_its_label_map(infer: Any, case_dir: Path) -> None:
+    code, err, out = infer(case_dir, "--report", "--preview")
+    assert code == 0
+    names = ["X.json", "X_preview.png", "X_report.html", "X_seg.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    # What lies in the truth's place is no label map.
+    assert "shown without truth" in err
+    assert "X_seg.nii.gz" in err
+    sidecar = json.loads((out / "X.json").read_text())
+    page = (out / "X_report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>\n")
+    assert "Against the truth" not in page
+    for told in (
+        sidecar["output"]["sha256"],
+        sidecar["model"]["sha256"],
+        *(one["sha256"] for one in sidecar["inputs"].values()),
+        f"{sidecar['volumes_ml']['regions']['WT']:.2f}",
+        sidecar["run"]["finished"],
+    ):
+        assert told in page
+    code, err, _ = infer(case_dir, "--report")
+    assert code == 2
+    sentence(err, "--overwrite")
+    code, _, _ = infer(case_dir, "--overwrite")
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["X.json", "X_seg.nii.gz"]
+
+
+def test_a_report_that_a_killed_run_left_is_known_as_ours(infer: Any, case_dir: Path) -> None:
+    _, _, out = infer(case_dir, "--report", "--quiet")
+    (out / "X.json").unlink()
+    (out / "X_seg.nii.gz").unlink()
+    code, err, _ = infer(case_dir)
+    assert code == 2
+    sentence(err, "X_report.html", "an earlier prediction")
+    code, _, _ = infer(case_dir, "--resume")
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["X.json", "X_seg.nii.gz"]
+
+
+def test_a_report_scores_the_truth(infer: Any, case_dir: Path) -> None:
+    image(case_dir, "seg", np.ones(SHAPE, np.uint8))
+    code, err, out = infer(case_dir, "--report")
+    assert code == 0
+    assert "without truth" not in err
+    labels = np.asarray(nib.load(out / "X_seg.nii.gz").dataobj)
+    dice = 2 * (labels > 0).sum() / ((labels > 0).sum() + labels.size)
+    page = (out / "X_report.html").read_text(encoding="utf-8")
+    assert "Against the truth" in page
+    assert f"<td>{dice:.4f}</td>" in page
 
 
 def test_one_bad_case_does_not_stop_the_others(

@@ -21,7 +21,15 @@ from runtime.errors import OutputError, UsageError
 from runtime.labels import MODALITIES, Convention
 from runtime.model_card import ModelCard
 from runtime.nifti import load
-from runtime.prediction import OutputOptions, OutputPlan, is_complete, plan_output, save
+from runtime.prediction import (
+    OutputOptions,
+    OutputPlan,
+    is_complete,
+    plan_output,
+    save,
+    write_report,
+)
+from runtime.report import html_report
 from runtime.segmenter import Prediction, Timings
 from runtime.windows import plan_windows
 
@@ -182,7 +190,9 @@ def test_the_folders_of_the_input_are_refused(case: Case, tmp_path: Path) -> Non
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")} == before
 
 
-@pytest.mark.parametrize("name", ["X_seg.nii.gz", "X.json", "X_prob.nii.gz"])
+@pytest.mark.parametrize(
+    "name", ["X_seg.nii.gz", "X.json", "X_prob.nii.gz", "X_preview.png", "X_report.html"]
+)
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b'{"schema": 1, "case_id": "X"}', b"[1]", gzip.compress(bytes(500))]
 )
@@ -262,6 +272,18 @@ def test_another_model_setting_convention_or_name_is_not_complete(
         case.images, t1=Source(case.images["t2"].path), t2=Source(case.images["t1"].path)
     )
     assert not is_complete(done, dataclasses.replace(case, images=swapped), "ab" * 32, SETTINGS)
+
+
+def test_a_report_goes_with_the_label_map_that_it_shows(case: Case, done: OutputPlan) -> None:
+    page = html_report(predicted(case), json.loads(done.sidecar.read_text()))
+    write_report(done, page)
+    assert done.report.name == "X_report.html"
+    assert done.report.read_text(encoding="utf-8") == page
+    with pytest.raises(UsageError, match="earlier prediction"):
+        plan_output(case, OutputOptions(done.labels.parent))
+    plan = plan_output(case, OutputOptions(done.labels.parent, overwrite=True))
+    save(predicted(case), plan, SETTINGS)
+    assert sorted(path.name for path in done.labels.parent.iterdir()) == ["X.json", "X_seg.nii.gz"]
 
 
 def test_wanted_probabilities_that_are_gone_are_not_complete(case: Case, tmp_path: Path) -> None:
@@ -350,7 +372,7 @@ def test_nothing_of_an_earlier_run_stays_beside_a_new_one(
     phantom_dir: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert _run(phantom_dir, tiny_model, out, "--probabilities", "--preview") == 0
+    assert _run(phantom_dir, tiny_model, out, "--probabilities", "--preview", "--report") == 0
     assert _run(phantom_dir, tiny_model, out, "--overwrite", "--submission") == 0
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"{phantom_dir.name}.json", f"{phantom_dir.name}.nii.gz"]

@@ -141,22 +141,6 @@ def test_a_damaged_entry_is_prepared_anew_and_said(
     assert said == []
 
 
-def test_an_entry_of_an_earlier_version_is_prepared_anew_without_alarm(
-    cases: list[Case], tmp_path: Path
-) -> None:
-    (entry,) = cached(cases[:1], CARD, tmp_path)
-    record = json.loads((entry.folder / "case.json").read_text())
-    hashes = record.pop("sha256")
-    del record["record"]
-    (entry.folder / "case.json").write_text(json.dumps(record))
-    said: list[str] = []
-    assert cached(cases[:1], CARD, tmp_path, say=said.append) == [entry]
-    assert said == []
-    assert json.loads((entry.folder / "case.json").read_text())["sha256"] == hashes
-    for name, known in hashes.items():
-        assert hashlib.sha256((entry.folder / name).read_bytes()).hexdigest() == known
-
-
 def test_a_crash_while_writing_leaves_no_entry(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

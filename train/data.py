@@ -24,7 +24,7 @@ from runtime.preprocess import Prepared, prepare
 from runtime.truth import load_truth
 from train.copies import digest, same_images
 
-CACHE_SCHEMA: Final = 3
+CACHE_SCHEMA: Final = 5
 _TUMOUR: Final = (Label.NCR, Label.ED, Label.ET)
 _RECORD: Final = "case.json"
 
@@ -174,7 +174,7 @@ def _entry(
     entry = _open(case.case_id, folder, verify)
     if entry is not None:
         return entry, False
-    was_damaged = _is_damaged(folder)
+    was_damaged = folder.is_dir()
     prepared, labels = prepare_case(case, card, convention)
     add_directory(
         folder,
@@ -250,18 +250,6 @@ def _open(case_id: str, folder: Path, verify: bool) -> CachedCase | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         return None
     return CachedCase(case_id, folder, (x, y, z), (ncr, ed, et), content)
-
-
-def _is_damaged(folder: Path) -> bool:
-    """Whether an entry is there that neither this version nor an earlier one wrote like this.
-
-    Earlier ones wrote no hashes, so that theirs can only be prepared anew.
-    """
-    try:
-        record = json.loads((folder / _RECORD).read_text())
-        return set(record) != {"shape", "counts", "content", "bytes"}
-    except (OSError, ValueError, TypeError):
-        return folder.is_dir()
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from runtime.case import Case
 from runtime.errors import InputError, UsageError
-from runtime.report import preview
+from runtime.preview import preview
 from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from train.augment_torch import DeviceAugment

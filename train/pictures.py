@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from runtime.atomic import write_bytes
 from runtime.labels import REGIONS, LabelMap
-from runtime.report import preview
+from runtime.preview import preview
 from runtime.segmenter import Prediction
 from train.run_dir import Row
 

@@ -55,22 +55,18 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _score(options: EvaluateArgs, console: Console) -> int:
-    from runtime.atomic import check_writable
     from runtime.evaluate import evaluate
     from runtime.metrics import PROFILES, Missing
+    from runtime.score_files import check_outputs
     from runtime.score_plots import check_plots, draw_plots
     from runtime.score_table import render_summary, render_table, write_csv, write_json
 
     profile = PROFILES[options.profile]
     if options.missing is not None:
         profile = replace(profile, missing=Missing(options.missing))
-    # Scoring takes a second a case: what would fail at its end is better said before.
     if options.plots is not None:
         check_plots()
-        check_writable(options.plots)
-    for file in (options.json, options.csv):
-        if file is not None:
-            check_writable(file.parent)
+    check_outputs(options.json, options.csv, options.plots, profile)
     with console.status("scoring") as status:
         evaluation = evaluate(
             options.prediction,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,6 +15,7 @@ from runtime.windows import Placement
 
 if TYPE_CHECKING:
     from runtime.case import Case
+    from runtime.cohort import Look
     from runtime.prediction import OutputPlan
     from runtime.segmenter import Prediction
 
@@ -25,8 +26,8 @@ class InferArgs:
 
     case: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CASE_OR_FOLDER")]
     """A case folder, a folder of cases at any depth, or one 4D file."""
-    model: Path = Path("model")
-    """Model directory, as brats-export writes it."""
+    model: Annotated[Path | None, optional("PATH")] = None
+    """Model directory; by default model/ (brats-export writes it), else the built-in model."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("predictions")
     """Folder for label maps and sidecars."""
     backend: BackendName = "auto"
@@ -51,10 +52,14 @@ class InferArgs:
     """Also write the class probabilities, float32 (X, Y, Z, 4)."""
     preview: bool = False
     """Also write a picture of the result, beside the truth where there is one."""
+    report: bool = False
+    """Also write a page with pictures, volumes and provenance (HTML)."""
     submission: bool = False
     """Name label maps <case>.nii.gz, as challenge servers want them."""
     labels: ConventionFlag = None
     """brats2015, brats2020, brats2023, brats2024 or msd; the input's own by default."""
+    truth_labels: ConventionFlag = None
+    """Convention of the truth, for --check and --preview; by default what its naming implies."""
     channels: Annotated[str | None, optional("A,B,C,D")] = None
     """Modalities of numbered channels in order, such as flair,t1,t1ce,t2."""
     force_spacing: bool = False
@@ -112,7 +117,7 @@ def _infer(options: InferArgs, console: Console) -> int:
     if options.check:
         from runtime.check import check_cases
 
-        return check_cases(cases, console, problems)
+        return check_cases(cases, console, problems, options.truth_labels)
     return _segment(options, cases, problems, console)
 
 
@@ -123,11 +128,18 @@ def _segment(
     from runtime.backends import open_backend, open_spare
     from runtime.cli.infer_view import InferView
     from runtime.cohort import plan_jobs, segment_cases
-    from runtime.model_dir import ModelDir
+    from runtime.model_dir import BUILT_IN, find_model
     from runtime.prediction import OutputOptions
     from runtime.segmenter import Segmenter, SegmentOptions
 
-    model = ModelDir.open(options.model)
+    model = find_model(options.model)
+    if options.model is None and model.path == BUILT_IN:
+        console.print(
+            f"no model/ here: the built-in reference model, trained on "
+            f"{model.card.training['cases']} cases, takes its place ({BUILT_IN / 'README.md'})",
+            markup=False,
+            soft_wrap=True,
+        )
     output = OutputOptions(
         options.output, options.submission, options.labels, options.overwrite, options.resume
     )
@@ -166,9 +178,7 @@ def _segment(
                 segmenter,
                 resume=options.resume,
                 progress=view.progress,
-                look=(lambda made, plan: _preview(made, plan, console))
-                if options.preview
-                else None,
+                look=_look(options, console),
             ):
                 outcomes.append(outcome)
                 view.done(outcome)
@@ -188,15 +198,26 @@ def _segment(
     return 0
 
 
-def _preview(prediction: "Prediction", plan: "OutputPlan", console: Console) -> None:
-    from runtime.prediction import write_preview
-    from runtime.report import preview
-    from runtime.truth import load_truth
+def _look(options: InferArgs, console: Console) -> "Look | None":
+    """What makes pictures and pages; None where none are asked for."""
+    if not (options.preview or options.report):
+        return None
 
-    truth = None
-    if prediction.volume.case.labels is not None:
-        try:
-            truth = load_truth(prediction.volume.case, prediction.volume)
-        except InputError as error:
-            console.print(f"picture without truth: {error}", style="yellow", markup=False)
-    write_preview(plan, preview(prediction.volume, prediction.labels, truth))
+    def look(prediction: "Prediction", plan: "OutputPlan", sidecar: dict[str, Any]) -> None:
+        from runtime.prediction import write_preview, write_report
+        from runtime.preview import preview
+        from runtime.report import html_report
+        from runtime.truth import load_truth
+
+        volume, truth = prediction.volume, None
+        if volume.case.labels is not None:
+            try:
+                truth = load_truth(volume.case, volume, options.truth_labels, "--truth-labels")
+            except InputError as error:
+                console.print(f"shown without truth: {error}", style="yellow", markup=False)
+        if options.preview:
+            write_preview(plan, preview(volume, prediction.labels, truth))
+        if options.report:
+            write_report(plan, html_report(prediction, sidecar, truth))
+
+    return look

@@ -308,6 +308,20 @@ FAULTS = (
         "tests/test_evaluate.py::test_a_missing_prediction_counts_as_empty_and_is_listed",
     ),
     Fault(
+        "four-for-three-in-a-prediction-believed",
+        "runtime/evaluate.py",
+        'read_labels(path, of_truth, assumed="the truth")',
+        "read_labels(path, of_truth)",
+        "tests/test_evaluate.py::test_a_4_for_a_3_in_a_prediction_is_refused[brats2024-{}.nii.gz]",
+    ),
+    Fault(
+        "four-for-three-in-truth-believed",
+        "runtime/truth.py",
+        "if not np.any(stored == doubt.other):",
+        "if False:",
+        "tests/test_truth.py::test_training_on_values_in_doubt_is_refused",
+    ),
+    Fault(
         "phases-of-the-interleaved-kernel-not-flipped",
         "export/up_branch.py",
         "split = split[:, :, ::-1, :, ::-1, :, ::-1, :]",
@@ -443,6 +457,41 @@ FAULTS = (
         "if not verify and any(digest(",
         "tests/test_train_data.py::"
         "test_a_damaged_entry_is_prepared_anew_and_said[in the middle-labels.npy]",
+    ),
+    Fault(
+        "left-on-the-left-of-the-screen",
+        "runtime/planes.py",
+        'orientations.axcodes2ornt(("L", "P", "S"))',
+        'orientations.axcodes2ornt(("R", "P", "S"))',
+        "tests/test_planes.py::test_sides_slices_and_sizes_are_those_of_the_patient[axial-RAS]",
+    ),
+    Fault(
+        "upside-down",
+        "runtime/planes.py",
+        "stack[:, ::-1] if _ROWS_TURN[plane] else stack",
+        "stack",
+        "tests/test_planes.py::test_sides_slices_and_sizes_are_those_of_the_patient[coronal-LPS]",
+    ),
+    Fault(
+        "diameter-that-ends-inside-the-voxels",
+        "runtime/diameter.py",
+        "for face in (2 * first - 1, 2 * last + 1):",
+        "for face in (2 * first - 0.5, 2 * last + 0.5):",
+        "tests/test_measure.py::test_diameters_in_closed_form",
+    ),
+    Fault(
+        "text-that-is-not-escaped",
+        "runtime/markup.py",
+        "child if isinstance(child, Markup) else escape(child, quote=False) for child in children",
+        "child for child in children",
+        "tests/test_report.py::test_nothing_of_a_hostile_name_is_markup",
+    ),
+    Fault(
+        "report-of-an-earlier-label-map",
+        "runtime/prediction.py",
+        "return (self.other_labels, self.probabilities, self.preview, self.report)",
+        "return (self.other_labels, self.probabilities, self.preview)",
+        "tests/test_prediction.py::test_a_report_goes_with_the_label_map_that_it_shows",
     ),
 )
 

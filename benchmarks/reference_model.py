@@ -1,0 +1,170 @@
+"""Make the built-in reference model from an export, its scores and the run that trained it.
+
+    python -m benchmarks.reference_model MODEL RUN SCORES_2020 SCORES_2023
+
+MODEL is written by `brats-export --half-weights --engines no`, the scores by `brats-eval --json`. A
+model that does not reach the bar, or is no better than the one that is there, is refused.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from runtime import DISCLAIMER
+from runtime.atomic import replace_directory, write_bytes, write_json, write_text
+from runtime.model_dir import (
+    BUILT_IN,
+    CARD,
+    MANIFEST,
+    ONNX_FP32,
+    PARITY,
+    ModelDir,
+    manifest_of,
+)
+
+BAR: Final = 0.72
+REGIONS: Final = ("WT", "TC", "ET")
+FIGURES: Final = "figures.json"
+
+TEXTS: Final = Path(__file__).parent / "reference"
+
+
+def mean_dice(scores: Mapping[str, Any]) -> float:
+    """Mean of WT, TC and ET over all cases."""
+    return sum(scores["summary"][region]["dice"]["mean"] for region in REGIONS) / len(REGIONS)
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """A row per case and one for the mean: Dice, then HD95, of each region."""
+    names = ("dice", "hd95")
+    head = ["case", *(f"{region} {name}" for name in ("Dice", "HD95") for region in REGIONS)]
+    rows = [head, ["---", *["---:"] * 6]]
+    for case_id, found in scores["cases"].items():
+        rows.append(
+            [case_id, *(_shown(found[region][name], name) for name in names for region in REGIONS)]
+        )
+    summary = scores["summary"]
+    means = [_shown(summary[region][name]["mean"], name) for name in names for region in REGIONS]
+    rows.append(["**mean**", *(f"**{value}**" for value in means)])
+    low_high = [summary[region]["dice"]["interval"] for region in REGIONS]
+    rows.append(
+        [
+            "95 % interval of the mean",
+            *(f"{low:.2f}-{high:.2f}" for low, high in low_high),
+            *[""] * 3,
+        ]
+    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _shown(value: float, name: str) -> str:
+    return f"{value:.3f}" if name == "dice" else f"{value:.1f}"
+
+
+def licence(split: Mapping[str, Sequence[str]], scored: Sequence[str]) -> str:
+    """The terms, with the cases named."""
+    return (
+        (TEXTS / "LICENSE-WEIGHTS.in")
+        .read_text()
+        .format(
+            trained=_listed(split["train"]),
+            chosen=_listed(split["validation"]),
+            scored=_listed(scored),
+        )
+    )
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return "\n".join(f"  {case}" for case in sorted(cases))
+
+
+def rule(card: Mapping[str, Any]) -> str:
+    """What happens after argmax, in words."""
+    component, enhancing = (
+        card["postprocess"][name] for name in ("min_component_mm3", "min_et_mm3")
+    )
+    parts = []
+    if component:
+        parts.append(f"components of tumour under {component:g} mm3 become background")
+    if enhancing:
+        parts.append(f"enhancing tumour under {enhancing:g} mm3 in all becomes NCR")
+    return " and ".join(parts) or "nothing more is done"
+
+
+def make(model_dir: Path, run: Path, scores_2020: Path, scores_2023: Path, out: Path) -> float:
+    """Write the built-in model to ``out``; returns its mean Dice.
+
+    Raises:
+        SystemExit: the model misses the bar, is not better than the one at ``out``, or was scored
+            on a case that took part in its training.
+    """
+    model = ModelDir.open(model_dir)
+    whole, lesions = (json.loads(path.read_text()) for path in (scores_2020, scores_2023))
+    split = json.loads((run / "split.json").read_text())
+    environment = json.loads((run / "environment.json").read_text())
+    mean = mean_dice(whole)
+    known = {*split["train"], *split["validation"]} & set(whole["cases"])
+    if known:
+        raise SystemExit(f"scored on cases that it was trained with: {', '.join(sorted(known))}")
+    if mean < BAR:
+        raise SystemExit(f"mean Dice {mean:.4f}, expected {BAR} or more; train longer")
+    there = out / FIGURES
+    if there.is_file():
+        before = mean_dice(json.loads(there.read_text())["scores"]["brats2020"])
+        if mean <= before:
+            raise SystemExit(f"mean Dice {mean:.4f}, expected more than the {before:.4f} of {out}")
+    if model.verdict(ONNX_FP32) != "pass":
+        raise SystemExit(f"{model_dir}: the certificate does not pass")
+    card = json.loads(model.read(CARD))
+    figures = {
+        "scores": {"brats2020": whole, "brats2023": lesions},
+        "training": {
+            **card["training"],
+            "arguments": _without_paths(environment["arguments"]),
+            **{name: environment[name] for name in ("packages", "revision", "cores", "device")},
+        },
+        "split": split,
+    }
+    said = (
+        (TEXTS / "README.md.in")
+        .read_text()
+        .format(
+            disclaimer=DISCLAIMER,
+            table=table(whole),
+            rule=rule(card),
+            patch="x".join(map(str, card["patch"])),
+            **{
+                name: card["training"][name] for name in ("cases", "epochs", "patches", "precision")
+            },
+        )
+    )
+
+    def fill(directory: Path) -> None:
+        for name in (ONNX_FP32, CARD, PARITY):
+            write_bytes(directory / name, model.read(name))
+        write_json(directory / FIGURES, figures)
+        write_text(directory / "README.md", said)
+        write_text(directory / "LICENSE-WEIGHTS", licence(split, sorted(whole["cases"])))
+        write_json(directory / MANIFEST, manifest_of(directory))
+
+    replace_directory(out, fill, owned_by=MANIFEST)
+    return mean
+
+
+def _without_paths(arguments: Sequence[str]) -> list[str]:
+    """Arguments of the run, folders reduced to their names."""
+    return [Path(one).name if one.startswith("/") else one for one in arguments]
+
+
+def main(args: Sequence[str]) -> None:
+    if len(args) != 4:
+        raise SystemExit(__doc__)
+    model, run, scores_2020, scores_2023 = map(Path, args)
+    mean = make(model, run, scores_2020, scores_2023, BUILT_IN)
+    print(f"{BUILT_IN}: mean Dice {mean:.4f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

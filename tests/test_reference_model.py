@@ -1,0 +1,154 @@
+"""Which model serves where none is named, and what may become the built-in one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from benchmarks.reference_model import licence, make, mean_dice, table
+from runtime.errors import InputError
+from runtime.model_dir import ModelDir, find_model, manifest_of
+
+
+@pytest.fixture
+def built_in(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A built-in model for as long as the test runs, and an empty working folder."""
+    made = Path(shutil.copytree(tiny_model, tmp_path / "package" / "reference"))
+    monkeypatch.setattr("runtime.model_dir.BUILT_IN", made)
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    return made
+
+
+def test_whatever_is_called_model_stands_above_the_built_in_one(
+    built_in: Path, tiny_model: Path
+) -> None:
+    assert find_model(None).path == built_in
+    assert find_model(tiny_model).path == tiny_model
+    shutil.copytree(tiny_model, "model")
+    assert find_model(None).path == Path("model")
+    Path("model", "card.json").write_text("{}")
+    with pytest.raises(InputError, match=r"card\.json"):
+        find_model(None)
+
+
+@pytest.mark.usefixtures("built_in")
+@pytest.mark.parametrize("kind", ["a dangling link", "an empty folder", "a file"])
+def test_a_broken_model_is_an_error_and_not_replaced(tmp_path: Path, kind: str) -> None:
+    path = Path("model")
+    if kind == "a dangling link":
+        path.symlink_to(tmp_path / "gone")
+    elif kind == "a file":
+        path.write_text("")
+    else:
+        path.mkdir()
+    with pytest.raises(InputError, match="model"):
+        find_model(None)
+
+
+def test_without_any_the_remedy_is_to_export_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.model_dir.BUILT_IN", tmp_path / "none")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"model: found no such directory.*brats-export"):
+        find_model(None)
+
+
+# How it is made
+
+
+@pytest.fixture
+def parts(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
+    """An export whose certificate passes, a run, and scores."""
+    model = Path(shutil.copytree(tiny_model, tmp_path / "export"))
+    run = tmp_path / "run"
+    run.mkdir()
+    split = {"train": ["A", "B"], "validation": ["C"], "excluded": ["D"], "sha256": "0"}
+    (run / "split.json").write_text(json.dumps(split))
+    environment = {"arguments": ["--data", "/somewhere/data"], "packages": {}, "revision": "r"}
+    (run / "environment.json").write_text(json.dumps(environment | {"cores": 2, "device": "x"}))
+    return {"model": model, "run": run, "out": tmp_path / "out"}
+
+
+def scores(path: Path, dice: float, case: str = "D") -> Path:
+    region = {"dice": dice, "hd95": 1.0}
+    summary = {"dice": {"mean": dice, "interval": [dice, dice]}, "hd95": {"mean": 1.0}}
+    names = ("WT", "TC", "ET")
+    path.write_text(
+        json.dumps(
+            {
+                "cases": {case: dict.fromkeys(names, region)},
+                "summary": dict.fromkeys(names, summary),
+            }
+        )
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dice", "case", "found"),
+    [
+        (0.719, "D", "mean Dice 0.7190, expected 0.72"),
+        (0.9, "A", "scored on cases that it was trained with: A"),
+        (0.9, "C", "scored on cases that it was trained with: C"),
+        (0.9, "D", "the certificate does not pass"),
+    ],
+)
+def test_what_does_not_deserve_it_is_not_built_in(
+    parts: dict[str, Path], tmp_path: Path, dice: float, case: str, found: str
+) -> None:
+    path = scores(tmp_path / "scores.json", dice, case)
+    with pytest.raises(SystemExit, match=found):
+        make(parts["model"], parts["run"], path, path, parts["out"])
+    assert not parts["out"].exists()
+
+
+def passing(model: Path) -> None:
+    """Let the certificate pass and the card say how the network was trained."""
+    certificate = json.loads((model / "parity.json").read_text())
+    for entry in certificate["artefacts"]:
+        entry["verdict"] = "pass"
+    (model / "parity.json").write_text(json.dumps(certificate))
+    card = json.loads((model / "card.json").read_text())
+    card["training"] = {"cases": 2, "epochs": 3, "patches": 4000, "precision": "bf16"}
+    (model / "card.json").write_text(json.dumps(card))
+    (model / "manifest.json").write_text(json.dumps(manifest_of(model)))
+
+
+def test_what_deserves_it_is_built_in_with_terms_figures_and_card(
+    parts: dict[str, Path], tmp_path: Path
+) -> None:
+    passing(parts["model"])
+    path = scores(tmp_path / "scores.json", 0.8)
+    out = parts["out"]
+    assert make(parts["model"], parts["run"], path, path, out) == pytest.approx(0.8)
+    made = ModelDir.open(out)
+    assert set(made.hashes) == {
+        *("model.onnx", "card.json", "parity.json"),
+        *("figures.json", "README.md", "LICENSE-WEIGHTS"),
+    }
+    found = json.loads((out / "figures.json").read_text())
+    assert mean_dice(found["scores"]["brats2020"]) == pytest.approx(0.8)
+    assert found["training"]["arguments"] == ["--data", "data"]
+    assert table(found["scores"]["brats2020"]) in (out / "README.md").read_text()
+    terms = (out / "LICENSE-WEIGHTS").read_text()
+    assert terms == licence(found["split"], ["D"])
+    assert [line.strip() for line in terms.splitlines() if len(line.strip()) == 1] == [*"ABCD"]
+    assert "2 cases trained it for 3 epochs (4,000 patches" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dice", [0.8, 0.79])
+def test_one_that_is_no_better_does_not_replace_it(
+    parts: dict[str, Path], tmp_path: Path, dice: float
+) -> None:
+    passing(parts["model"])
+    first = scores(tmp_path / "first.json", 0.8)
+    make(parts["model"], parts["run"], first, first, parts["out"])
+    before = ModelDir.open(parts["out"]).hashes
+    path = scores(tmp_path / "scores.json", dice)
+    with pytest.raises(SystemExit, match="expected more than the"):
+        make(parts["model"], parts["run"], path, path, parts["out"])
+    assert ModelDir.open(parts["out"]).hashes == before
