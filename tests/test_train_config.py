@@ -66,6 +66,7 @@ def test_boolean_flags_stand_over_the_run_that_is_resumed(tmp_path: Path, flag: 
     run = tmp_path / "one"
     run.mkdir()
     (run / "config.yaml").write_text("train: {compile: true, batch: 7}\n")
+    (run / "split.json").touch()
     given = "--train.compile" if flag else "--train.no-compile"
     keys = parse(["--resume", "-o", str(tmp_path), given]).keys
     assert (keys.train.compile, keys.train.batch) == (flag, 7)

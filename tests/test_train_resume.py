@@ -41,12 +41,12 @@ def _touch(path: Path, seconds: int) -> Path:
 def test_the_run_that_was_worked_on_last_is_the_newest(tmp_path: Path) -> None:
     _touch(tmp_path / "a" / "checkpoints" / "last.pt", 100)
     _touch(tmp_path / "b" / "checkpoints" / "last.pt", 200)
-    _touch(tmp_path / "c" / "config.yaml", 150)
+    _touch(tmp_path / "c" / "split.json", 150)
     _touch(tmp_path / ".cache" / "x" / "case.json", 900)
     _touch(tmp_path / "notes" / "mine.txt", 900)
     assert existing_run(tmp_path, "").path == tmp_path / "b"
     # Killed while its cases were prepared.
-    _touch(tmp_path / "d" / "config.yaml", 300)
+    _touch(tmp_path / "d" / "split.json", 300)
     assert existing_run(tmp_path, "").path == tmp_path / "d"
     # Gone on with later, and killed before another checkpoint.
     _touch(tmp_path / "a" / ".lock", 400)

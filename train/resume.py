@@ -9,7 +9,7 @@ from runtime.errors import InputError
 from train.run_dir import RunDir
 
 # What a process leaves in a run directory as soon as it has it, has its cases, has trained.
-_MARKS: Final = (".lock", "config.yaml", "checkpoints/last.pt")
+_MARKS: Final = (".lock", "split.json", "checkpoints/last.pt")
 
 
 def existing_run(output: Path, name: str) -> RunDir:
@@ -25,15 +25,15 @@ def existing_run(output: Path, name: str) -> RunDir:
     if not found or not _changed(found[-1]):
         raise InputError(
             output / name if name else output,
-            found="no run (a folder with config.yaml and checkpoints/last.pt)",
+            found="no run (a folder with split.json and checkpoints/last.pt)",
             expected="a run that was begun",
             remedy="name another with --name and its parent with -o, or begin anew",
         )
     run = RunDir(found[-1])
-    if not run.config.is_file() and not run.last.is_file():
+    if not run.split.is_file() and not run.last.is_file():
         raise InputError(
             run.path,
-            found="a run that was killed before it had its cases (no config.yaml)",
+            found="a run that was killed before it had its cases (no split.json)",
             expected="one that can be gone on with",
             remedy="begin it again by the command that began it without --resume, and remove this "
             "folder, or name an older run with --name",

@@ -199,7 +199,7 @@ def _taken(path: Path) -> UsageError:
         found="a run of that name",
         expected="a free name",
         remedy=f"choose another with --name, or go on with --resume --name {path.name}"
-        if (path / "config.yaml").is_file()
+        if (path / "split.json").is_file()
         else "choose another with --name, or remove it: it ended before it began",
     )
 

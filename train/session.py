@@ -143,13 +143,13 @@ def _cache(arguments: Arguments) -> Path:
 def _record(run: RunDir, config: Config, split: Split, made_with: dict[str, Any]) -> None:
     """What the run is made of; how it was begun stays when it is gone on with."""
     run.sweep()
+    write_config(run.config, config)
+    # From here on --resume takes it.
     write_json(run.split, split.to_json())
     if run.environment.is_file():
         earlier = json.loads(run.environment.read_text())
         made_with = {**made_with, "earlier": [earlier, *earlier.pop("earlier", [])]}
     write_json(run.environment, made_with)
-    # The last: where it is, --resume finds the others.
-    write_config(run.config, config)
 
 
 def _forget(run: RunDir) -> None:
