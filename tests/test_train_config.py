@@ -1,7 +1,10 @@
 """Configuration: default < YAML < flag, types, unknown keys, what is refused."""
 
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +12,7 @@ from runtime.errors import InputError, UsageError
 from runtime.model_card import ModelCard
 from train.cli import main, parse
 from train.config import Config
-from train.config_check import check
+from train.config_check import check, check_unchanged
 from train.config_file import find_config, read_config, to_yaml
 
 
@@ -25,6 +28,48 @@ def test_flag_over_yaml_over_default(tmp_path: Path) -> None:
     assert (keys.train.lr, keys.train.batch, keys.train.epochs) == (1e-4, 5, 300)
     assert keys.model.patch == (64, 64, 32)
     assert parse(["--config", str(path), "--model.patch", "32,32,32"]).keys.model.patch == (32,) * 3
+
+
+def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration with its default: ("train.lr", 0.003)."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+BOOLEANS = [key for key, value in _keys(Config().to_dict()) if isinstance(value, bool)]
+
+
+def _value(config: Config, key: str) -> Any:
+    return dict(_keys(config.to_dict()))[key]
+
+
+def test_the_boolean_keys_are_found() -> None:
+    assert {"model.residual", "train.compile", "validation.thresholds"} <= set(BOOLEANS)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("in_yaml", [True, False])
+@pytest.mark.parametrize("key", BOOLEANS)
+def test_boolean_flags_stand_over_yaml(key: str, in_yaml: bool, flag: bool, tmp_path: Path) -> None:
+    part, name = key.split(".")
+    path = _write(tmp_path, f"{part}: {{{name}: {str(in_yaml).lower()}}}\n")
+    given = f"--{part}.{name}" if flag else f"--{part}.no-{name}"
+    assert _value(parse(["--config", str(path), given]).keys, key) is flag
+    assert _value(parse(["--config", str(path)]).keys, key) is in_yaml
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_boolean_flags_stand_over_the_run_that_is_resumed(tmp_path: Path, flag: bool) -> None:
+    run = tmp_path / "one"
+    run.mkdir()
+    (run / "config.yaml").write_text("train: {compile: true, batch: 7}\n")
+    (run / "split.json").touch()
+    given = "--train.compile" if flag else "--train.no-compile"
+    keys = parse(["--resume", "-o", str(tmp_path), given]).keys
+    assert (keys.train.compile, keys.train.batch) == (flag, 7)
 
 
 def test_data_flag_over_environment_over_yaml(
@@ -134,6 +179,17 @@ def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
         (["--sampling.patches-per-epoch", "0"], "random sampler"),
         (["--train.lr", "nan"], "at least 0"),
         (["--train.lr", "inf"], "at least 0"),
+        (
+            ["--augment.noise", "1", "--augment.noise-std", "0,inf"],
+            "noise-std: found inf",
+        ),
+        (
+            ["--augment.gamma", "1", "--augment.log-gamma", "0,inf"],
+            "log-gamma: found inf",
+        ),
+        (["--augment.log-gamma", "-1e308,1e308"], "-10 to 10"),
+        (["--max-minutes", "inf"], "--max-minutes: found inf"),
+        (["--seed", f"1{'0' * 400}"], "0 to 9"),
         (["--folds", "1"], "two folds or more"),
         (["--folds", "3", "--fold", "3"], "3 of 3 folds"),
         (["--folds", "3", "--validation-cases", "A"], "one of these ways to split"),
@@ -168,3 +224,48 @@ def test_argument_errors_exit_2(flags: list[str]) -> None:
 
 def test_defaults_pass_their_own_check() -> None:
     check(Config())
+
+
+def _floats() -> Iterator[tuple[str, Any]]:
+    for key, value in _keys(Config().to_dict()):
+        if isinstance(value, float):
+            yield key, float
+        elif isinstance(value, list) and value and isinstance(value[0], float):
+            yield key, tuple
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_every_number_must_be_finite(number: float) -> None:
+    found = list(_floats())
+    assert len(found) > 25
+    assert ("augment.noise_std", tuple) in found
+    for key, kind in found:
+        part, name = key.split(".")
+        inside = getattr(Config(), part)
+        # The end of a range that leaves it one.
+        pair = (number, 0.0) if number == -math.inf else (0.0, number)
+        changed = replace(inside, **{name: number if kind is float else pair})
+        with pytest.raises(UsageError) as caught:
+            check(replace(Config(), **{part: changed}))
+        assert str(caught.value).startswith(f"--{key.replace('_', '-')}: found "), key
+
+
+def test_numbers_that_are_not_finite_may_stand_in_yaml_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = _write(tmp_path, "augment: {noise: 1, noise_std: [0, .inf]}\n")
+    assert main(["--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --augment.noise-std: found inf, expected 0 to ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"labels": "msd"}, {"channels": ("t1", "t1ce", "t2", "flair")}, {"seed": 1}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_what_a_run_is_trained_on_stays(changed: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"--{next(iter(changed))}: .*the run was begun"):
+        check_unchanged(Config(), replace(Config(), **changed))
+    check_unchanged(Config(), replace(Config(), data="elsewhere", threads=3))

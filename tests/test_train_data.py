@@ -26,8 +26,9 @@ from runtime.preprocess import prepare
 from runtime.truth import load_truth
 from train import data
 from train.augment_torchio import PatchAugment
+from train.cases import find_labelled
 from train.config import AugmentConfig, SamplingConfig, SplitConfig
-from train.data import CachedCase, cached, find_labelled
+from train.data import CachedCase, cached, check_prepared
 from train.patches import PatchDataset, patch_loader
 from train.sampler import EpochSampler, GridSampler, RandomSampler
 from train.split import make_split, patient_of, read_split
@@ -45,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cases(root: Path) -> list[Case]:
-    return find_labelled(root)
+    return list(find_labelled(root).labelled)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,31 @@ def test_a_half_written_entry_is_not_believed(cases: list[Case], tmp_path: Path)
     assert (again.folder / "voxels.npy").read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", ["voxels.npy", "labels.npy", "positions.npy", "case.json"])
+@pytest.mark.parametrize("where", ["everywhere", "in the middle"])
+def test_a_damaged_entry_is_prepared_anew_and_said(
+    cases: list[Case], tmp_path: Path, name: str, where: str
+) -> None:
+    (entry,) = cached(cases[:1], CARD, tmp_path)
+    path = entry.folder / name
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    other = bytes([whole[middle] ^ 1])
+    # Of the same size: nothing but noughts, or one bit another.
+    zeros = bytes(len(whole))
+    path.write_bytes(
+        zeros if where == "everywhere" else whole[:middle] + other + whole[middle + 1 :]
+    )
+    said: list[str] = []
+    (again,) = cached(cases[:1], CARD, tmp_path, say=said.append)
+    assert again == entry
+    assert path.read_bytes() == whole
+    assert said == [f"{cases[0].case_id} was prepared anew: {entry.folder} was damaged"]
+    said.clear()
+    cached(cases[:1], CARD, tmp_path, say=said.append)
+    assert said == []
+
+
 def test_a_crash_while_writing_leaves_no_entry(
     cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +157,7 @@ def test_a_crash_while_writing_leaves_no_entry(
 
 def _fill(cache: Path, root: Path, barrier: Any) -> None:
     barrier.wait(timeout=60)
-    entries = cached(find_labelled(root), CARD, cache)
+    entries = cached(find_labelled(root).labelled, CARD, cache)
     assert all(entry.voxels().shape[1:] == entry.shape for entry in entries)
 
 
@@ -164,31 +190,36 @@ def test_one_case_under_two_names_is_refused(root: Path, tmp_path: Path) -> None
         unpacked.write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
     with pytest.raises(InputError, match="images of case BraTSPhantom_0009 are those of case Bra"):
-        cached(find_labelled(tmp_path / "in"), CARD, tmp_path / "cache")
+        cached(find_labelled(tmp_path / "in").labelled, CARD, tmp_path / "cache")
 
 
-def test_cases_without_truth_are_named(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "in")
-    (tmp_path / "in" / "BraTSPhantom_0002" / "BraTSPhantom_0002_seg.nii.gz").unlink()
-    with pytest.raises(InputError, match="BraTSPhantom_0002"):
-        find_labelled(tmp_path / "in")
-    left = find_labelled(tmp_path / "in", exclude=["BraTSPhantom_0002"])
-    assert [case.case_id for case in left] == ["BraTSPhantom_0001", "BraTSPhantom_0003"]
-    with pytest.raises(InputError, match="BraTSPhantom_0009"):
-        find_labelled(tmp_path / "in", exclude=["BraTSPhantom_0009"])
+def test_a_copy_in_the_cache_is_found_without_preparing_it(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed and unpacked, so that no two files are alike."""
+    folder = tmp_path / "in" / "copy"
+    folder.mkdir(parents=True)
+    for path in cases[0].folder.iterdir():
+        name = path.name.replace(cases[0].case_id, "copy").removesuffix(".gz")
+        (folder / name).write_bytes(gzip.decompress(path.read_bytes()))
+    copy = find_cases(folder)[0]
+    cache = tmp_path / "cache"
+    for case in (*cases, copy):
+        cached([case], CARD, cache)
 
+    def never(*_: object) -> None:
+        raise AssertionError("prepared")
 
-def test_a_data_set_without_any_labels_is_left_out(tmp_path: Path, root: Path) -> None:
-    shutil.copytree(root, tmp_path / "in" / "TrainingData")
-    bare = tmp_path / "in" / "ValidationData" / "BraTS20_Validation_001"
-    shutil.copytree(root / "BraTSPhantom_0001", bare)
-    for path in list(bare.iterdir()):
-        path.rename(bare / path.name.replace("BraTSPhantom_0001", bare.name))
-    (bare / f"{bare.name}_seg.nii.gz").unlink()
-    found = [case.case_id for case in find_labelled(tmp_path / "in")]
-    assert found == ["BraTSPhantom_0001", "BraTSPhantom_0002", "BraTSPhantom_0003"]
-    with pytest.raises(InputError, match="BraTS20_Validation_001"):
-        find_labelled(tmp_path / "in" / "ValidationData")
+    monkeypatch.setattr(data, "prepare_case", never)
+    check_prepared(cases, CARD, cache)
+    check_prepared([*cases, copy], CARD, tmp_path / "nowhere")
+    match = f"images of case copy are those of case {cases[0].case_id}"
+    with pytest.raises(InputError, match=match):
+        check_prepared([*cases, copy], CARD, cache)
+    # What was prepared of the file that was there before says nothing of the one that is now.
+    path = copy.images["t1"].path
+    path.write_bytes(path.read_bytes() + b"changed")
+    check_prepared([*cases, copy], CARD, cache)
 
 
 # Split
@@ -258,6 +289,14 @@ def test_lists_and_files_decide_the_split(tmp_path: Path) -> None:
     assert (again.train, again.validation) == (split.train, split.validation)
     only = make_split(ids, SplitConfig(train_cases=("a",), validation=0), 0)
     assert (only.train, only.validation) == (("a",), ())
+
+
+def test_beside_a_list_to_train_on_all_other_patients_validate() -> None:
+    ids = [f"BraTS-GLI-{patient:05d}-{visit:03d}" for patient in range(5) for visit in range(2)]
+    split = make_split(ids, SplitConfig(train_cases=(ids[0], ids[2], ids[3]), validation=0.2), 0)
+    assert split.train == (ids[0], ids[2], ids[3])
+    # The second visit of the first patient is on neither side.
+    assert split.validation == tuple(ids[4:])
 
 
 @pytest.mark.parametrize(
@@ -386,4 +425,4 @@ def test_a_truth_on_another_grid_is_refused(tmp_path: Path, root: Path) -> None:
     path = folder / "BraTSPhantom_0001_seg.nii.gz"
     nib.save(nib.as_closest_canonical(nib.load(path)), path)
     with pytest.raises(InputError, match="moves a corner"):
-        data.prepare_case(find_labelled(folder)[0], CARD)
+        data.prepare_case(find_labelled(folder).labelled[0], CARD)

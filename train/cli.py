@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +13,17 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
-from runtime.cli.console import rest_idle_threads
+from runtime.cli.console import reader_may_leave, rest_idle_threads
 from runtime.cli.console import run as run_command
 from runtime.errors import BratsError, UsageError
 from train.config import Config
 from train.config_check import check
 from train.config_file import DEFAULT_CONFIG, find_config, read_config
-from train.run_dir import RunDir, existing_run, new_run
+from train.resume import existing_run, time_limit
+from train.run_dir import RunDir, new_run
 
 PROGRAM = "brats-train"
+Switch = tyro.conf.FlagCreatePairsOff[bool]
 DESCRIPTION = f"""Train a 3D U-Net on BraTS cases.
 
 Values come from the defaults, then the YAML file of --config (with --resume the run's own), then
@@ -42,13 +45,13 @@ class Arguments:
     """parent of the run directories"""
     max_minutes: float | None = None
     """stop in time for validation and evaluation to end within so many minutes"""
-    resume: bool = False
+    resume: Switch = False
     """go on with the run --name, or with the newest"""
-    dry_run: bool = False
+    dry_run: Switch = False
     """check the data, run one step, print the plan, write nothing"""
-    quiet: bool = False
+    quiet: Switch = False
     """print nothing but errors"""
-    version: bool = False
+    version: Switch = False
     """print the version and exit"""
     keys: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
@@ -61,11 +64,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     rest_idle_threads()
     given = list(sys.argv[1:] if args is None else args)
-    if "--version" in given:
-        print(f"{PROGRAM} {__version__}")
-        return 0
     try:
-        arguments = parse(given)
+        with reader_may_leave():
+            if "--version" in given:
+                print(f"{PROGRAM} {__version__}")
+                return 0
+            arguments = parse(given)
         check(arguments.keys)
     except BratsError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
@@ -85,13 +89,15 @@ def parse(given: Sequence[str]) -> Arguments:
     wants_help = bool({"-h", "--help"} & set(given))
     if not wants_help:
         early = _tyro(given, Arguments())
-    if early.resume:
-        config = read_config(existing_run(early.output, early.name).config)
-    else:
-        config = read_config(find_config(early.config))
+    # Chosen once: another run may become the newest meanwhile.
+    run = existing_run(early.output, early.name) if early.resume else None
+    config = read_config(find_config(early.config) if run is None else run.config)
     if os.environ.get("BRATS_DATA"):
         config = replace(config, data=os.environ["BRATS_DATA"])
-    return _tyro(given, Arguments(keys=config))
+    below = Arguments(keys=config)
+    if run is not None:
+        below = replace(below, name=run.name, max_minutes=time_limit(run))
+    return _tyro(given, below)
 
 
 def _tyro(given: Sequence[str], default: Arguments) -> Arguments:
@@ -101,20 +107,21 @@ def _tyro(given: Sequence[str], default: Arguments) -> Arguments:
         description=DESCRIPTION,
         args=list(given),
         default=default,
-        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
 def _run(arguments: Arguments, given: Sequence[str], console: Console) -> int:
     # PyTorch takes seconds to import: a wrong flag or a missing run is told before that.
     run = _run_dir(arguments)
-    if arguments.max_minutes is not None and not arguments.max_minutes > 0:
+    if arguments.max_minutes is not None and not 0 < arguments.max_minutes < inf:
         raise UsageError(
             "--max-minutes",
             found=f"{arguments.max_minutes:g}",
-            expected="more than 0",
+            expected="a number above 0",
             remedy="leave it out for no limit",
         )
+    if arguments.resume and _leads():
+        console.print(f"going on with {run.path}", markup=False, highlight=False, soft_wrap=True)
     from train.session import train
 
     return train(arguments, given, run, console)
@@ -126,8 +133,11 @@ def _run_dir(arguments: Arguments) -> RunDir:
     stem = Path(arguments.config).stem
     name = arguments.name or f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
     # Of processes that torchrun starts, the first one's counts.
-    follows = os.environ.get("RANK", "0") != "0"
-    return RunDir(arguments.output / name) if follows else new_run(arguments.output, name)
+    return new_run(arguments.output, name) if _leads() else RunDir(arguments.output / name)
+
+
+def _leads() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

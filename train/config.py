@@ -69,13 +69,13 @@ class SplitConfig:
     """
 
     validation: float = 0.2
-    """fraction of patients that validate, drawn with the seed"""
+    """fraction of patients that validate, drawn with the seed; 0: none"""
     train_cases: Names = ()
     """case ids to train on; empty: all that do not validate"""
     validation_cases: Annotated[Names, tyro.conf.arg(aliases=["--validation-cases"])] = ()
-    """case ids to validate on; empty: by fraction"""
+    """case ids to validate on; empty: all patients not in train_cases, else by fold or fraction"""
     exclude: Annotated[Names, tyro.conf.arg(aliases=["--exclude"])] = ()
-    """case ids to leave out altogether, such as a held-out test set"""
+    """case ids to leave out altogether, such as a held-out test set: all visits of its patients"""
     folds: Annotated[int, tyro.conf.arg(aliases=["--folds"])] = 0
     """cross-validation: the patients in so many parts, drawn with the seed; 0: no parts"""
     fold: Annotated[int, tyro.conf.arg(aliases=["--fold"])] = 0

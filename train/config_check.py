@@ -1,7 +1,7 @@
 """Which values of a configuration can be trained with."""
 
-from collections.abc import Mapping
-from math import inf, isfinite
+from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any, Final
 
 from runtime.errors import UsageError
@@ -29,13 +29,16 @@ _LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
     "augment.bias_field": (0, 1),
     "augment.affine": (0, 1),
     "augment.affine_degrees": (0, 180),
-    "augment.bias_coefficient": (0, None),
+    "augment.bias_coefficient": (0, 100),
     "augment.affine_scale": (0, 0.99),
     "augment.blur": (0, 1),
     "augment.contrast": (0, 1),
     "augment.contrast_scale": (0, 0.99),
-    "augment.contrast_shift": (0, None),
+    "augment.contrast_shift": (0, 1000),
     "augment.modality_dropout": (0, 1),
+    "augment.noise_std": (0, 1000),
+    "augment.log_gamma": (-10, 10),
+    "augment.blur_std": (0, 100),
     "train.epochs": (1, None),
     "train.batch": (1, None),
     "train.lr": (0, None),
@@ -62,13 +65,7 @@ def check(config: Config) -> None:
     Raises:
         UsageError: names the key, its value and what is allowed.
     """
-    for key, (low, high) in _LIMITS.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if not (value >= low and value <= (inf if high is None else high) and isfinite(value)):
-            expected = f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
-            raise _refused(key, f"{value:g}", expected)
+    _check_numbers(config)
     model, sampling = config.model, config.sampling
     terms = config.train.cross_entropy, config.train.dice, config.train.region_dice
     if not any(terms):
@@ -116,19 +113,48 @@ def check(config: Config) -> None:
                 )
     for key in ("noise_std", "log_gamma", "blur_std"):
         low, high = getattr(config.augment, key)
-        if not low <= high or (key != "log_gamma" and low < 0):
+        if low > high:
             raise _refused(f"augment.{key}", f"{low:g},{high:g}", "a range LOW,HIGH")
 
 
+def _check_numbers(config: Config) -> None:
+    """Every number finite, and those of `_LIMITS` within them: nan and inf are floats to YAML and
+    to flags alike.
+    """
+    for key, value in _flat(config.to_dict()):
+        low, high = _LIMITS.get(key, (None, None))
+        for number in value if isinstance(value, list) else [value]:
+            if not isinstance(number, int | float):
+                continue
+            odd = isinstance(number, float) and not isfinite(number)
+            if odd or (low is not None and number < low) or (high is not None and number > high):
+                shown = f"{number:g}" if isinstance(number, float) else f"{number}"
+                raise _refused(key, shown, _allowed(low, high))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _allowed(low: float | None, high: float | None) -> str:
+    if low is None:
+        return "a finite number"
+    return f"at least {low:g}, and finite" if high is None else f"{low:g} to {high:g}"
+
+
 def check_unchanged(before: Config, now: Config) -> None:
-    """Refuse to go on with a run whose network, split or seed would become another.
+    """Refuse to go on with a run whose network, truth, split or seed would become another.
 
     Raises:
         UsageError: names the first key that differs.
     """
     one, two = before.to_dict(), now.to_dict()
     keys = [f"{part}.{key}" for part in ("model", "split") for key in one[part]]
-    for key in (*keys, "train.ema", "seed"):
+    for key in (*keys, "train.ema", "seed", "labels", "channels"):
         was, wanted = (_member(config, key) for config in (one, two))
         if was != wanted:
             raise UsageError(

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,16 @@ import numpy.typing as npt
 
 from runtime import nifti
 from runtime.atomic import add_directory, check_writable, open_atomic, write_json
-from runtime.case import Case, Dialect, find_cases
+from runtime.case import Case
 from runtime.errors import InputError
 from runtime.labels import Convention, Label, LabelMap
 from runtime.model_card import ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
 from runtime.truth import load_truth
+from train.copies import digest, same_images
 
-CACHE_SCHEMA: Final = 4
+CACHE_SCHEMA: Final = 5
 _TUMOUR: Final = (Label.NCR, Label.ED, Label.ET)
 _RECORD: Final = "case.json"
 
@@ -59,52 +61,6 @@ class CachedCase:
         return _mapped(self.folder / "positions.npy")[first : first + self.counts[label - 1]]
 
 
-def find_labelled(
-    root: Path, channels: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> list[Case]:
-    """The labelled cases below ``root`` except ``exclude``, sorted by id.
-
-    Cases lie side by side in a data set's folder. Where none of them has a label map (BraTS ships
-    its validation data so, beside the training data), that data set is not meant for training and
-    is left out; where only some have none, something is missing.
-
-    Raises:
-        InputError: no case, an excluded id that is not there, no labelled case at all, or one
-            without a label map among others that have theirs.
-        UsageError: channels that nothing names.
-    """
-    cases = find_cases(root, channels or None)
-    unknown = sorted(set(exclude) - {case.case_id for case in cases})
-    if unknown:
-        raise InputError(
-            root,
-            found=f"no case {unknown[0]}, which is to be excluded",
-            expected=f"ids among its {len(cases)} cases, such as {cases[0].case_id}",
-            remedy="correct split.exclude (--exclude)",
-        )
-    kept = [case for case in cases if case.case_id not in exclude]
-    if not kept:
-        raise InputError(
-            root, found="every case excluded", expected="cases to train on", remedy="exclude fewer"
-        )
-    labelled = {_data_set(case) for case in kept if case.labels is not None}
-    for case in kept:
-        if case.labels is None and (not labelled or _data_set(case) in labelled):
-            raise InputError(
-                case.folder,
-                found=f"case {case.case_id} without a label map",
-                expected="the truth beside the images, such as X_seg.nii.gz",
-                remedy="add it, or leave the case out with --exclude",
-            )
-    return [case for case in kept if case.labels is not None]
-
-
-def _data_set(case: Case) -> Path:
-    """The folder in which the case lies beside others of its data set."""
-    in_own_folder = case.dialect not in (Dialect.MSD, Dialect.NNUNET)
-    return case.folder.parent if in_own_folder else case.folder
-
-
 def prepare_case(
     case: Case, card: ModelCard, convention: Convention | None = None
 ) -> tuple[Prepared, LabelMap]:
@@ -125,12 +81,17 @@ def cached(
     cache: Path,
     convention: Convention | None = None,
     done: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    verify: bool = True,
 ) -> list[CachedCase]:
     """Prepare what ``cache`` does not hold yet.
 
     The key of a case is the SHA-256 of its files' contents and of everything that preparation
     depends on, so that a changed file or setting makes a new entry and an old one is never misread.
-    An entry appears under its name when it is complete.
+    An entry appears under its name when it is complete. Every file of it is read once here and
+    compared with the SHA-256 it was written with: what a disk or another program has changed since
+    is not trained on but prepared anew; that takes less than a second a gigabyte. What changes
+    later, while cases are trained on, is not noticed.
 
     Args:
         cases: labelled cases.
@@ -138,6 +99,8 @@ def cached(
         cache: folder of entries; made where it is missing.
         convention: of the label maps; None as the case says.
         done: called with each case id as it is ready, in any order, in this thread.
+        say: called with a line about each entry that was found damaged, in this thread.
+        verify: False looks at sizes only, where another process of this machine has just verified.
 
     Returns:
         In the order of ``cases``.
@@ -150,11 +113,13 @@ def cached(
     entries: dict[str, CachedCase] = {}
     # Inflating, hashing and NumPy release the interpreter lock; memory bounds the number.
     with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
-        futures = [pool.submit(_entry, case, card, cache, convention) for case in cases]
+        futures = [pool.submit(_entry, case, card, cache, convention, verify) for case in cases]
         try:
             for future in as_completed(futures):
-                entry = future.result()
+                entry, was_damaged = future.result()
                 entries[entry.case_id] = entry
+                if was_damaged and say is not None:
+                    say(f"{entry.case_id} was prepared anew: {entry.folder} was damaged")
                 if done is not None:
                     done(entry.case_id)
         except BaseException:
@@ -165,42 +130,73 @@ def cached(
     return ordered
 
 
+def check_prepared(
+    cases: Sequence[Case], card: ModelCard, cache: Path, convention: Convention | None = None
+) -> None:
+    """Refuse one patient's images under two names as far as ``cache`` knows them; see `cached`.
+
+    Nothing is prepared, and only files of cases that are in question are read.
+
+    Raises:
+        InputError: two cases have the same images.
+    """
+    by_id = {case.case_id: case for case in cases}
+    seen: dict[str, list[CachedCase]] = defaultdict(list)
+    for folder in sorted(cache.iterdir()) if cache.is_dir() else ():
+        case_id = folder.name.rpartition("-")[0]
+        entry = _open(case_id, folder, verify=False) if case_id in by_id else None
+        if entry is not None:
+            seen[entry.content].append(entry)
+    for entries in seen.values():
+        if len({entry.case_id for entry in entries}) > 1:
+            # Of these, only what was made of the files as they are now.
+            held = [by_id[entry.case_id] for entry in entries]
+            now = [_folder(case, card, cache, convention) for case in held]
+            pairs = zip(held, entries, now, strict=True)
+            same = [(case, entry) for case, entry, folder in pairs if entry.folder == folder]
+            _check_distinct([case for case, _ in same], [entry for _, entry in same])
+
+
 def _check_distinct(cases: Sequence[Case], entries: Sequence[CachedCase]) -> None:
     """Refuse one patient's images under two names: both sides of a split would know them."""
     seen: dict[str, str] = {}
     for case, entry in zip(cases, entries, strict=True):
         other = seen.setdefault(entry.content, case.case_id)
         if other != case.case_id:
-            raise InputError(
-                case.folder,
-                found=f"the images of case {case.case_id} are those of case {other}",
-                expected="each case once",
-                remedy=f"leave one of them out (--exclude {case.case_id})",
-            )
+            raise same_images(case, other)
 
 
-def _entry(case: Case, card: ModelCard, cache: Path, convention: Convention | None) -> CachedCase:
-    folder = cache / f"{case.case_id}-{_key(case, card, convention)[:16]}"
-    entry = _open(case.case_id, folder)
-    if entry is None:
-        prepared, labels = prepare_case(case, card, convention)
-        add_directory(
-            folder,
-            lambda path: _write(path, prepared, labels),
-            lambda path: _open(case.case_id, path) is not None,
-        )
-        entry = _open(case.case_id, folder)
+def _entry(
+    case: Case, card: ModelCard, cache: Path, convention: Convention | None, verify: bool
+) -> tuple[CachedCase, bool]:
+    """The case's entry, and whether it was found damaged."""
+    folder = _folder(case, card, cache, convention)
+    entry = _open(case.case_id, folder, verify)
+    if entry is not None:
+        return entry, False
+    was_damaged = folder.is_dir()
+    prepared, labels = prepare_case(case, card, convention)
+    add_directory(
+        folder,
+        lambda path: _write(path, prepared, labels),
+        lambda path: _open(case.case_id, path, verify=True) is not None,
+    )
+    entry = _open(case.case_id, folder, verify=True)
     if entry is None:
         raise RuntimeError(f"{folder} cannot be read back")
-    return entry
+    return entry, was_damaged
+
+
+def _folder(case: Case, card: ModelCard, cache: Path, convention: Convention | None) -> Path:
+    return cache / f"{case.case_id}-{_key(case, card, convention)[:16]}"
 
 
 def _key(case: Case, card: ModelCard, convention: Convention | None) -> str:
-    images = {name: (_digest(source.path), source.channel) for name, source in case.images.items()}
+    images = {name: (digest(source.path), source.channel) for name, source in case.images.items()}
     contents = {
         "schema": CACHE_SCHEMA,
         "images": images,
-        "labels": _digest(case.labels) if case.labels is not None else None,
+        "labels": digest(case.labels) if case.labels is not None else None,
         "convention": str(convention or case.convention),
         "modalities": card.modalities,
         "orientation": card.orientation,
@@ -209,19 +205,6 @@ def _key(case: Case, card: ModelCard, convention: Convention | None) -> str:
         "patch": card.patch,
     }
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(
-            path,
-            found=error.strerror or type(error).__name__,
-            expected="a readable file",
-            remedy="check the path and its permissions",
-        ) from error
 
 
 def _write(folder: Path, prepared: Prepared, labels: LabelMap) -> None:
@@ -242,20 +225,29 @@ def _write(folder: Path, prepared: Prepared, labels: LabelMap) -> None:
         "counts": [len(part) for part in positions],
         "content": hashlib.sha256(voxels.tobytes()).hexdigest(),
         "bytes": {name: (folder / name).stat().st_size for name in arrays},
+        "sha256": {name: digest(folder / name) for name in arrays},
     }
-    write_json(folder / _RECORD, record)
+    write_json(folder / _RECORD, {**record, "record": _digest_of(record)})
 
 
-def _open(case_id: str, folder: Path) -> CachedCase | None:
-    """The entry in ``folder``; None where it is missing or not whole."""
+def _digest_of(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _open(case_id: str, folder: Path, verify: bool) -> CachedCase | None:
+    """The entry in ``folder``; None where it is missing, not whole or, verified, not as written."""
     try:
         record = json.loads((folder / _RECORD).read_text())
+        if record.pop("record") != _digest_of(record):
+            return None
         if any((folder / name).stat().st_size != n for name, n in record["bytes"].items()):
+            return None
+        if verify and any(digest(folder / name) != n for name, n in record["sha256"].items()):
             return None
         x, y, z = record["shape"]
         ncr, ed, et = record["counts"]
         content = str(record["content"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         return None
     return CachedCase(case_id, folder, (x, y, z), (ncr, ed, et), content)
 

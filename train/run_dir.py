@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from runtime.atomic import unwritable, write_text
-from runtime.errors import InputError, UsageError
+from runtime.errors import UsageError
 from runtime.metrics import SCORED
 
 COLUMNS: Final = (
@@ -199,31 +199,9 @@ def _taken(path: Path) -> UsageError:
         found="a run of that name",
         expected="a free name",
         remedy=f"choose another with --name, or go on with --resume --name {path.name}"
-        if (path / "checkpoints" / "last.pt").is_file()
+        if (path / "split.json").is_file()
         else "choose another with --name, or remove it: it ended before it began",
     )
-
-
-def existing_run(output: Path, name: str) -> RunDir:
-    """The run to resume: ``name``, or the one whose last.pt was written last.
-
-    Raises:
-        InputError: there is none.
-    """
-    if name:
-        candidates = [output / name / "checkpoints" / "last.pt"]
-    else:
-        candidates = sorted(
-            output.glob("*/checkpoints/last.pt"), key=lambda path: path.stat().st_mtime_ns
-        )
-    if not candidates or not candidates[-1].is_file():
-        raise InputError(
-            output / name if name else output,
-            found="no run with checkpoints/last.pt",
-            expected="a run that was begun",
-            remedy="name another with --name and its parent with -o, or begin anew",
-        )
-    return RunDir(candidates[-1].parent.parent)
 
 
 def _shown(value: Any) -> Any:

@@ -10,13 +10,15 @@ from rich.console import Console
 
 from runtime.atomic import write_json
 from runtime.case import Case
-from runtime.errors import UsageError
+from runtime.errors import BratsError, UsageError
 from train import device as devices
+from train.cases import check_held_out, find_labelled
 from train.cli import Arguments
 from train.config import Config
 from train.config_check import check_unchanged
 from train.config_file import read_config, to_yaml, write_config
-from train.data import CachedCase, cached, find_labelled
+from train.copies import check_copies
+from train.data import CachedCase, cached, check_prepared
 from train.display import Display
 from train.distributed import World, joined, place
 from train.dry_run import dry_run
@@ -67,32 +69,50 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
             if world.leads:
                 dry_run(config, chosen, split, compute, console)
             return 0
+
+        def record() -> None:
+            if world.leads:
+                _record(run, config, split, provenance(given, compute, world))
+
+        if not arguments.resume:
+            # From here on it can be gone on with, wherever it is killed.
+            world.together(record)
         with Display(console, quiet) as display:
-            cache = Path(config.cache) if config.cache else arguments.output / ".cache"
-            prepared = _prepared(chosen, config, cache, world, display)
-            job = Job(
-                config=config,
-                run=run,
-                train=prepared[: len(split.train)],
-                validation=chosen[len(split.train) :],
-                compute=compute,
-                world=world,
-            )
 
-            def record() -> None:
-                if world.leads:
-                    _record(run, config, split, provenance(given, compute, world))
+            def ready() -> Trainer:
+                prepared = _prepared(chosen, config, _cache(arguments), world, display)
+                job = Job(
+                    config=config,
+                    run=run,
+                    train=prepared[: len(split.train)],
+                    validation=chosen[len(split.train) :],
+                    compute=compute,
+                    world=world,
+                )
+                return Trainer(job, budget, display)
 
-            _fit(Trainer(job, budget, display), arguments.resume, record)
+            _fit(ready, run, world, record if arguments.resume else None)
             display.say(f"done in {budget.elapsed() / 60:.1f} min: {run.best}")
     return 0
 
 
-def _fit(trainer: Trainer, resume: bool, record: Callable[[], None]) -> None:
-    if resume:
-        trainer.resume()
-    # Nothing is changed in a run that cannot be gone on with.
-    record()
+def _fit(
+    ready: Callable[[], Trainer], run: RunDir, world: World, record: Callable[[], None] | None
+) -> None:
+    """Train what ``ready`` makes; ``record`` belongs to a run that is gone on with."""
+    try:
+        trainer = ready()
+    except (BratsError, SystemExit):
+        # Nothing to go on with: the same cases would fail again.
+        if record is None and world.leads:
+            _forget(run)
+        raise
+    if record is not None:
+        # Without a checkpoint it was killed while its cases were prepared.
+        if world.share(run.last.is_file):
+            trainer.resume()
+        # Nothing is changed in a run that cannot be gone on with.
+        record()
     trainer.fit()
 
 
@@ -101,25 +121,40 @@ def _cases(arguments: Arguments, run: RunDir, console: Console) -> tuple[Split, 
     config = arguments.keys
     if arguments.resume:
         check_unchanged(read_config(run.config), config)
-    cases = find_labelled(Path(config.data), config.channels, config.split.exclude)
-    console.print(f"{len(cases)} labelled cases in {config.data}", markup=False)
-    split = (
-        read_split(run.split)
-        if arguments.resume
-        else make_split([case.case_id for case in cases], config.split, config.seed)
-    )
-    return split, _chosen(split, cases, run, config)
+    found = find_labelled(Path(config.data), config.channels, config.split.exclude)
+    for line in found.lines(config.data):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if arguments.resume:
+        split = read_split(run.split, "put back the run's own split.json, or begin another run")
+    else:
+        split = make_split([case.case_id for case in found.labelled], config.split, config.seed)
+        check_held_out(split, found.excluded)
+    chosen = _chosen(split, found.labelled, run, config)
+    console.print(found.split_line(split), markup=False, highlight=False, soft_wrap=True)
+    check_copies(chosen, () if arguments.resume else found.excluded)
+    check_prepared(chosen, config.card("cache"), _cache(arguments), config.convention())
+    return split, chosen
+
+
+def _cache(arguments: Arguments) -> Path:
+    return Path(arguments.keys.cache) if arguments.keys.cache else arguments.output / ".cache"
 
 
 def _record(run: RunDir, config: Config, split: Split, made_with: dict[str, Any]) -> None:
     """What the run is made of; how it was begun stays when it is gone on with."""
     run.sweep()
     write_config(run.config, config)
+    # From here on --resume takes it.
     write_json(run.split, split.to_json())
     if run.environment.is_file():
         earlier = json.loads(run.environment.read_text())
         made_with = {**made_with, "earlier": [earlier, *earlier.pop("earlier", [])]}
     write_json(run.environment, made_with)
+
+
+def _forget(run: RunDir) -> None:
+    for path in (run.config, run.split, run.environment):
+        path.unlink(missing_ok=True)
 
 
 def _chosen(split: Split, cases: Sequence[Case], run: RunDir, config: Config) -> list[Case]:
@@ -148,8 +183,9 @@ def _prepared(
         ready.append(case_id)
         display.update(len(ready))
 
-    def fill() -> list[CachedCase]:
-        return cached(cases, config.card("cache"), cache, config.convention(), done)
+    def fill(verify: bool) -> list[CachedCase]:
+        card, convention = config.card("cache"), config.convention()
+        return cached(cases, card, cache, convention, done, display.say, verify)
 
-    entries = world.together(lambda: fill() if world.local_rank == 0 else [])
-    return entries if world.size == 1 else world.together(fill)
+    entries = world.together(lambda: fill(verify=True) if world.local_rank == 0 else [])
+    return entries if world.size == 1 else world.together(lambda: fill(verify=False))

@@ -60,9 +60,11 @@ def patient_of(case_id: str) -> str:
 def make_split(case_ids: Sequence[str], config: SplitConfig, seed: int) -> Split:
     """Split ``case_ids``, from which the excluded ones have been taken already.
 
-    A split.json wins over explicit lists, those over folds, and those over the fraction. The
-    fraction is of patients, at least one where it is not 0. Nothing depends on the order of
-    ``case_ids``; visits of one patient stay together, in lists as well.
+    A split.json wins over explicit lists, those over folds, and those over the fraction. Where only
+    cases to train on are listed, all other patients validate, or nobody if the fraction is 0, and
+    unlisted visits of the listed patients do neither; where only cases to validate on are listed,
+    all others train. The fraction is of patients, at least one where it is not 0. Nothing depends
+    on the order of ``case_ids``; visits of one patient stay together, in lists as well.
 
     Raises:
         InputError: a listed case is not there or on both sides, a patient is on both sides, there
@@ -75,7 +77,8 @@ def make_split(case_ids: Sequence[str], config: SplitConfig, seed: int) -> Split
     if config.validation_cases or config.train_cases:
         validation = config.validation_cases
         if not validation and config.validation > 0:
-            validation = tuple(sorted(set(case_ids) - set(config.train_cases)))
+            known = {patient_of(case_id) for case_id in config.train_cases}
+            validation = tuple(name for name in sorted(case_ids) if patient_of(name) not in known)
         lists = SplitConfig(train_cases=config.train_cases, validation_cases=validation)
         return _by_lists(case_ids, lists, config.exclude, "split.train_cases")
     patients: dict[str, list[str]] = defaultdict(list)
@@ -114,8 +117,12 @@ def _fold(patients: Mapping[str, list[str]], config: SplitConfig, seed: int) -> 
     )
 
 
-def read_split(path: Path) -> Split:
+def read_split(path: Path, remedy: str = "correct split.file (--split.file)") -> Split:
     """Read a split.json.
+
+    Args:
+        path: of the file.
+        remedy: what can be done where it is missing or damaged.
 
     Raises:
         InputError: missing or not a split.
@@ -131,11 +138,12 @@ def read_split(path: Path) -> Split:
         if not split.train:
             raise ValueError("no case to train on")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise InputError(
             path,
-            found=f"no readable split ({type(error).__name__}: {error})",
+            found=f"no readable split ({why})",
             expected='a JSON object with lists "train" and "validation", as in a run directory',
-            remedy="correct split.file",
+            remedy=remedy,
         ) from error
     if stored != split.digest():
         raise InputError(
@@ -179,7 +187,7 @@ def _by_lists(
             where,
             found=f"patient {patient} in training ({one}) and in validation ({other})",
             expected="all visits of a patient on one side",
-            remedy="move one of them, or leave it out with --exclude",
+            remedy="put both on one side",
         )
     if not train:
         raise _nothing_left(where, len(case_ids))

@@ -3,7 +3,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -59,16 +60,51 @@ def parse(kind: type[Args], program: str, description: str, args: Sequence[str] 
     ``--version`` prints the version and leaves with 0.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if "--version" in given:
-        print(f"{program} {__version__}")
-        raise SystemExit(0)
-    return tyro.cli(
-        kind,
-        prog=program,
-        description=f"{description}\n\n{DISCLAIMER}",
-        args=given,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues),
-    )
+    with reader_may_leave():
+        if "--version" in given:
+            print(f"{program} {__version__}")
+            raise SystemExit(0)
+        return tyro.cli(
+            kind,
+            prog=program,
+            description=f"{description}\n\n{DISCLAIMER}",
+            args=given,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues),
+        )
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Leave quietly where nobody reads what is printed any more, as `head` does that has enough.
+
+    Raises:
+        SystemExit: with the code the block would have left with, or 0.
+    """
+    code: Any = 0
+    try:
+        try:
+            yield
+        except SystemExit as left:
+            code = left.code
+            raise
+        finally:
+            # Not when Python ends: that would be told as an ignored exception, and exit 120.
+            _flush_stdout()
+    except BrokenPipeError:
+        _forget_stdout()
+        raise SystemExit(code) from None
+
+
+def _flush_stdout() -> None:
+    if sys.stdout:  # None where a program is started without one
+        sys.stdout.flush()
+
+
+def _forget_stdout() -> None:
+    """Send stdout nowhere: what it still holds would be refused once more when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def run(body: Callable[[Console], int], *, quiet: bool) -> int:
@@ -80,28 +116,48 @@ def run(body: Callable[[Console], int], *, quiet: bool) -> int:
     """
     console = Console(stderr=True, quiet=quiet)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    code = 0
     try:
-        return body(console)
+        code = body(console)
+        _flush_stdout()
+        return code
     except BratsError as error:
-        errors.print("error:", style="bold red", end=" ")
-        errors.print(str(error), markup=False)
-        return error.exit_code
+        return _tell(errors, error)
     except MemoryError as error:
-        errors.print("error:", style="bold red", end=" ")
-        errors.print(f"memory: found too little ({error}); choose a smaller patch.", markup=False)
-        return ComputeError.exit_code
+        shortage = ComputeError(
+            "memory",
+            found="too little" + (f" ({error})" if str(error) else ""),
+            expected="room for a whole case and a batch of windows",
+            remedy="choose a smaller patch or batch, or close other programs",
+        )
+        return _tell(errors, shortage)
     except BrokenPipeError:
-        # The reader of a pipe has gone; writing to what is left of it would only raise again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # The reader of a pipe has gone.
+        _forget_stdout()
+        return code
     except OSError as error:
-        errors.print("error:", style="bold red", end=" ")
-        named = error.filename or "a path"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            errors.print(f"{named}: found {error.strerror}; free space.", markup=False)
-            return OutputError.exit_code
-        errors.print(f"{named}: found {error.strerror}; check the path.", markup=False)
-        return InputError.exit_code
+        return _tell(errors, _named(error))
     except KeyboardInterrupt:
         errors.print("interrupted")
         return EXIT_INTERRUPTED
+
+
+def _tell(errors: Console, error: BratsError) -> int:
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(str(error), markup=False)
+    return error.exit_code
+
+
+def _named(error: OSError) -> BratsError:
+    """What the system refused, where nobody nearer to it had said so."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a path"
+    found = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        expected = "a place that can be written"
+        return OutputError(
+            where, found=found, expected=expected, remedy="free space, or choose another output"
+        )
+    expected = "a file or folder that can be used"
+    return InputError(
+        where, found=found, expected=expected, remedy="check the path and its permissions"
+    )

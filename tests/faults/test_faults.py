@@ -443,6 +443,22 @@ FAULTS = (
         "tests/test_train_data.py::test_one_case_under_two_names_is_refused",
     ),
     Fault(
+        "held-out-patient-in-training",
+        "train/session.py",
+        "        check_held_out(split, found.excluded)\n",
+        "",
+        "tests/test_train_cases.py::test_the_command_says_so_before_it_reads_a_volume"
+        "[flags2-Brats18_S_2 of the same patient in-True]",
+    ),
+    Fault(
+        "damaged-cache-is-believed",
+        "train/data.py",
+        "if verify and any(digest(",
+        "if not verify and any(digest(",
+        "tests/test_train_data.py::"
+        "test_a_damaged_entry_is_prepared_anew_and_said[in the middle-labels.npy]",
+    ),
+    Fault(
         "left-on-the-left-of-the-screen",
         "runtime/planes.py",
         'orientations.axcodes2ornt(("L", "P", "S"))',
