@@ -1,19 +1,26 @@
-"""Runs brats-train and kills it, with SIGKILL, at a step or in the middle of writing a file.
+"""Runs brats-train and kills it, with SIGKILL, at a step or at a write; then lets it be resumed.
 
-python killed_run.py step|write N ARGUMENTS...
+python killed_run.py step:N ARGUMENTS...
+    One run, killed before its step N, from 0.
+
+python killed_run.py each OUT LIVES ARGUMENTS...
+    LIVES are lines. A life is kills in a row, such as "step:2 before:4": a run in OUT/<number of
+    the line> is begun and killed at the first, resumed and killed at the second, and resumed to its
+    end. "before:N" kills when half of the N-th file, from 0, is written; "after:N" when it has its
+    name: whatever else a run may be doing, on the disk it is between two writes.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
 
-import train.checkpoint
 from train.cli import main
 from train.step import Stepper
+
+NAME = "run"
+FONTS = "matplotlib.font_manager"
 
 
 def die() -> None:
@@ -35,27 +42,65 @@ def kill_at_step(number: int) -> None:
     Stepper.step = step  # type: ignore[method-assign, assignment]
 
 
-def kill_in_write(number: int) -> None:
-    """When half of the checkpoint of that number, from 0, has been written."""
-    opened = train.checkpoint.open_atomic
+def kill_at_write(number: int, half: bool) -> None:
+    """At the rename that ends the write of that number, from 0."""
+    replace = os.replace
     done = 0
 
-    @contextmanager
-    def open_and_die(path: Path) -> Iterator[BinaryIO]:
+    def replace_and_die(source: Path, target: Path) -> None:
         nonlocal done
-        with opened(path) as file:
-            yield file
-            if done == number:
-                size = file.tell()
-                file.truncate(size // 2)
-                file.flush()
-                die()
-            done += 1
+        counts = NAME in Path(target).parts
+        if counts and done == number and half:
+            os.truncate(source, Path(source).stat().st_size // 2)
+            die()
+        replace(source, target)
+        if counts and done == number:
+            die()
+        done += counts
 
-    train.checkpoint.open_atomic = open_and_die
+    os.replace = replace_and_die  # type: ignore[assignment]
+
+
+def kill(point: str) -> None:
+    kind, number = point.split(":")
+    if kind == "step":
+        kill_at_step(int(number))
+    else:
+        kill_at_write(int(number), half=kind == "before")
+
+
+def in_a_fork(arguments: list[str], point: str = "") -> int:
+    """The exit code of brats-train; of a process that was killed, the signal, negative."""
+    child = os.fork()
+    if child == 0:
+        if point:
+            kill(point)
+        os._exit(main(arguments))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def live(out: Path, kills: list[str], arguments: list[str]) -> None:
+    common = ["-o", str(out), "--name", NAME]
+    first = [*arguments, *common]
+    again = [*common, "--resume", "--quiet"]
+    for point in kills:
+        code = in_a_fork(first, point)
+        if code != -signal.SIGKILL:
+            sys.exit(f"{kills}: ended with {code} and not at {point}")
+        first = again
+    code = in_a_fork(again)
+    if code:
+        sys.exit(f"{kills}: the resumed run ended with {code}")
 
 
 if __name__ == "__main__":
-    kind, number, *arguments = sys.argv[1:]
-    {"step": kill_at_step, "write": kill_in_write}[kind](int(number))
-    sys.exit(main(arguments))
+    if sys.argv[1] == "each":
+        # Once, before the forks.
+        for name in ("train.session", "torch.utils.tensorboard", "torch._dynamo", FONTS):
+            import_module(name)
+        parent, lives, *given = sys.argv[2:]
+        for index, line in enumerate(lives.splitlines()):
+            live(Path(parent) / str(index), line.split(), given)
+    else:
+        kill(sys.argv[1])
+        sys.exit(main(sys.argv[2:]))

@@ -25,8 +25,9 @@ from runtime.nifti import load
 from runtime.phantom import Enhancement, write_phantoms
 from runtime.segmenter import Segmenter
 from runtime.truth import load_truth
+from train.average import WeightAverage
 from train.backend import TorchBackend
-from train.checkpoint import load_checkpoint, load_model, newest_run
+from train.checkpoint import Architecture, load_checkpoint, load_model, newest_run
 from train.cli import main
 from train.config import TrainConfig
 from train.config_file import read_config
@@ -338,15 +339,67 @@ def test_divergence_exits_8_and_keeps_the_last_good_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.model.values())
 
 
-def test_a_step_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+def _full(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
+
+def test_a_step_without_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
     model = UNet3D(features=(4, 8))
     stepper = _stepper(model)
-    monkeypatch.setattr(model, "outputs", full)
-    with pytest.raises(ComputeError, match=r"not enough memory for a step of 2 patches.*batch"):
+    monkeypatch.setattr(model, "outputs", _full)
+    with pytest.raises(ComputeError, match=r"not enough memory for a step of 2 .*batch") as caught:
         stepper.step(_batch(), 1e-3)
+    # Nothing is known here of a run that has begun.
+    assert "checkpoint" not in caught.value.remedy
+
+
+def test_only_a_run_that_has_begun_says_what_it_has_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Stepper, "_attempt", _full)
+    assert _train(data, tmp_path, "--dry-run") == 8
+    error = capsys.readouterr().err
+    assert "not enough memory for a step" in error
+    assert "--resume" not in error
+    assert _train(data, tmp_path, "--name", "begun") == 8
+    assert "the last checkpoint is kept, --resume goes on from it" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "begun" / "checkpoints" / "last.pt").epoch == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "flags"),
+    [
+        (UNet3D, ()),
+        (WeightAverage, ("--train.ema", "0.9")),
+    ],
+    ids=["network", "average"],
+)
+@pytest.mark.parametrize("dry", [False, True], ids=["run", "dry-run"])
+def test_a_network_without_memory_is_one_sentence(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: type,
+    flags: tuple[str, ...],
+    dry: bool,
+) -> None:
+    monkeypatch.setattr(where, "__init__", _full)
+    named = ["--dry-run"] if dry else ["--name", "x"]
+    assert _train(data, tmp_path / "runs", *named, *flags) == 8
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "not enough memory for " in error
+    assert "lower --model.features" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("features", [(4, 8, 999_999_999_999), (4, 2**45)])
+def test_a_network_beyond_all_memory_is_refused(features: tuple[int, ...]) -> None:
+    """What the allocator itself says of it, not what a test has it say."""
+    widths = ", ".join(map(str, features))
+    with pytest.raises(ComputeError, match=f"not enough memory for a network of features {widths}"):
+        Architecture(features=features).build()
 
 
 FEW = ("--train.epochs", "2", "--sampling.patches-per-epoch", "4", "--train.keep-epochs", "0")
@@ -494,7 +547,7 @@ def test_a_resumed_run_keeps_its_time_limit() -> None:
     assert later.fraction() == pytest.approx(fraction) == pytest.approx(20 / 45)
     now[0] += 26
     assert later.exhausted()
-    assert not later.overdue()
+    assert later.left() == pytest.approx(60 - 30 - 26)
 
 
 # Who owns a run directory

@@ -9,6 +9,7 @@ from runtime.backends import BackendInfo, Fill, Take, check_window
 from runtime.errors import ComputeError
 from runtime.model_card import ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
+from train.memory import is_out_of_memory, room_for
 
 
 class TorchBackend:
@@ -34,7 +35,8 @@ class TorchBackend:
         self.card = card
         self.ops = NumpyOps()
         self._device = torch.device(device)
-        self._model: nn.Module | None = model.to(self._device)
+        with room_for("the weights", str(self._device), "choose another device"):
+            self._model: nn.Module | None = model.to(self._device)
         self._autocast = autocast
         names = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
         self.info = BackendInfo("torch", str(self._device), names[autocast])
@@ -97,9 +99,3 @@ class TorchBackend:
         self._batch //= 2
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether PyTorch failed for want of memory, on a GPU or on a CPU."""
-    # The CPU allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -14,6 +14,7 @@ from runtime.atomic import open_atomic
 from runtime.errors import InputError, UsageError
 from runtime.labels import MODALITIES, Label
 from runtime.model_card import ModelCard, Shape3
+from train.memory import room_for
 from train.state_dict import fill
 from train.torch_file import Wanted, read_torch_file
 from train.tutorial import (
@@ -52,8 +53,14 @@ class Architecture:
     deep_supervision: int = 0
 
     def build(self, seed: int = 0) -> UNet3D:
-        """A network with fresh weights, a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
+        """A network with fresh weights, a function of the seed.
+
+        Raises:
+            ComputeError: memory is too small for it.
+        """
+        what = f"a network of features {', '.join(map(str, self.features))}"
+        remedy = "lower --model.features, or use a machine with more memory"
+        with room_for(what, "cpu", remedy), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return UNet3D(**asdict(self))
 

@@ -4,22 +4,30 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from time import sleep
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from runtime.errors import BratsError, UsageError
+from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, UsageError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
 _TIMEOUT: Final = timedelta(hours=4)
 """How long a process waits for the others: they validate cases of very different sizes."""
 _VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_LAST_WORD: Final = 1.0
+"""Seconds that those who have nothing to say stay behind: as soon as one process has left with an
+error, torchrun ends all of them, also the one that is about to say which."""
 
 
 class _Sum(torch.autograd.Function):
@@ -57,11 +65,26 @@ class World:
         return self.rank == 0
 
     def share(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives the leader, for everybody; called there alone."""
+        """What ``make`` gives the leader, for everybody; called there alone.
+
+        Raises:
+            BratsError: what ``make`` raised, in the leader.
+            SystemExit: with that error's exit code, in the others.
+        """
         if self.size == 1:
             return make()
-        box: list[Any] = [make() if self.leads else None]
+        box: list[Any] = [None, None]
+        failure: BratsError | None = None
+        if self.leads:
+            try:
+                box[0] = make()
+            except BratsError as error:
+                failure, box[1] = error, error.exit_code
         dist.broadcast_object_list(box, src=0)
+        if failure is not None:
+            raise failure
+        if box[1] is not None:
+            raise SystemExit(box[1])
         shared: T = box[0]
         return shared
 
@@ -157,27 +180,96 @@ def place() -> World:
 
 @contextmanager
 def joined(world: World, device: torch.device) -> Iterator[None]:
-    """Meet the other processes, and part from them at the end; nothing to do for one alone."""
+    """Meet the other processes, and part from them at the end; nothing to do for one alone.
+
+    Where one fails the others, who find its connections closed wherever they wait for it, leave
+    without a word, with its exit code. On GPUs a process may wait for gradients for hours: that one
+    is ended by torchrun.
+
+    Raises:
+        SystemExit: another process has failed.
+        ComputeError: another process has ended and has not said why.
+    """
     if world.size == 1:
         yield
         return
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+    # Not every build of PyTorch has them.
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=_TIMEOUT))
     dist.init_process_group(
         # Objects travel between hosts, gradients between GPUs.
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
         timeout=_TIMEOUT,
     )
+    notes = PrefixStore("notes", store)
+    silent = False
     try:
         with warnings.catch_warnings():
             # Of 1x1x1 convolutions, whose strides say nothing: channels last is the same memory.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
             yield
+    except SystemExit:
+        silent = True
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        _let_go(error)
+        code = _failed_before(error, notes, world.rank)
+        if code is None:
+            raise
+        silent = True
+        raise SystemExit(code) from None
     finally:
         # What trained must be gone first: were it the last to hold the group, it would wait for the
         # group's thread with the interpreter's lock, which that thread may be waiting for.
         gc.collect()
         dist.destroy_process_group()
+        if silent:
+            sleep(_LAST_WORD)
+
+
+def _failed_before(error: BaseException, notes: "Store", rank: int) -> int | None:
+    """Note that this process has failed, unless another was the first.
+
+    Returns:
+        The exit code of the first; None where this process is it, and is to say why.
+
+    Raises:
+        ComputeError: none was, and yet a connection to another process is lost.
+    """
+    lost = isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
+    code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    if lost or isinstance(error, BratsError):
+        code = error.exit_code if isinstance(error, BratsError) else ComputeError.exit_code
+    first = rank
+    # Without torchrun the leader holds the notes: where it has gone, they have.
+    with suppress(RuntimeError):
+        written = notes.compare_set("failed", "", f"{rank} {code}").decode()
+        first, code = map(int, written.split())
+    if first != rank:
+        return code
+    if lost:
+        raise ComputeError(
+            f"process {rank}",
+            found=f"another process gone without a word ({str(error).splitlines()[0]})",
+            expected="all that train together",
+            remedy="see whether the system ended it for want of memory; --resume goes on from the "
+            "last checkpoint",
+        ) from error
+    return None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Forget what the functions that failed held: what trained is among it."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

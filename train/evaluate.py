@@ -3,26 +3,31 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Final
+
+from PIL.Image import Image
 
 from runtime.atomic import write_json, write_text
 from runtime.case import Case
-from runtime.labels import REGIONS, Convention
+from runtime.labels import REGIONS, Convention, LabelMap
 from runtime.metrics import SCORED, Scores, score_case
 from runtime.model_card import PostprocessRule
 from runtime.postprocess import postprocess
+from runtime.preview import preview
 from runtime.segmenter import Prediction
 from runtime.summary import summarise, to_json
 from runtime.truth import load_truth
 from train.checkpoint import load_checkpoint, restore_weights, save_checkpoint
 from train.device import Compute
 from train.display import Display
-from train.pictures import draw_sample
+from train.pictures import write_picture
 from train.run_dir import RunDir
 from train.thresholds import Labelled, learn_rule
 from train.validate import PROFILE, dice_of, segment_cases
 
-SAMPLES = 3
+SAMPLES: Final = 3
+"""Cases that a run draws."""
+_WITHOUT: Final = "dice_without_modality"
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,8 @@ class EvaluationPlan:
         compute: device and arithmetic.
         convention: of the label maps; None as each case says.
         thresholds: learn the card's post-processing on these cases.
-        all_of_them: score every prediction that there is, whatever the time.
+        shortage: why there is no time to segment all cases, in words; whatever has been segmented
+            is scored then. Empty where there is.
     """
 
     cases: tuple[Case, ...]
@@ -43,23 +49,44 @@ class EvaluationPlan:
     compute: Compute
     convention: Convention | None = None
     thresholds: bool = False
-    all_of_them: bool = False
+    shortage: str = ""
 
 
-def predict_best(
-    run: RunDir, plan: EvaluationPlan, without: str | None = None
-) -> Iterator[Prediction]:
-    """Segment the plan's cases with ``run``'s best checkpoint, not post-processed.
+@dataclass(frozen=True)
+class Segmented:
+    """A case that the best epoch has segmented, as it is kept until it is scored.
 
-    Args:
-        run: whose best.pt.
-        plan: cases, device, windows.
-        without: a modality to leave out.
+    Attributes:
+        case: label maps of the network and of the truth.
+        picture: of both; None where none is drawn.
+    """
+
+    case: Labelled
+    picture: Image | None
+
+    @classmethod
+    def of(cls, prediction: Prediction, truth: LabelMap, picture: Image | None) -> "Segmented":
+        """From a prediction that is not post-processed, and uint8 (X, Y, Z) in its file's order."""
+        case_id, spacing = prediction.volume.case.case_id, prediction.volume.grid.spacing
+        return cls(Labelled.cropped(case_id, prediction.labels, truth, spacing), picture)
+
+
+def segment_best(run: RunDir, plan: EvaluationPlan) -> Iterator[Segmented]:
+    """Segment the plan's cases with ``run``'s best checkpoint.
 
     Raises:
-        InputError: the checkpoint or a case cannot be read.
+        InputError: the checkpoint, a case or its label map cannot be read.
         ComputeError: the network fails.
     """
+    for index, prediction in enumerate(_predict(run, plan)):
+        volume = prediction.volume
+        truth = load_truth(volume.case, volume, plan.convention)
+        drawn = preview(volume, prediction.labels, truth) if index < SAMPLES else None
+        yield Segmented.of(prediction, truth, drawn)
+
+
+def _predict(run: RunDir, plan: EvaluationPlan, without: str | None = None) -> Iterator[Prediction]:
+    """The plan's cases, not post-processed, with or without a modality."""
     checkpoint = load_checkpoint(run.best)
     model = checkpoint.architecture.build()
     restore_weights(model, checkpoint, run.best)
@@ -71,94 +98,108 @@ def predict_best(
 def write_evaluation(
     run: RunDir,
     plan: EvaluationPlan,
-    predictions: Iterable[Prediction],
-    enough: Callable[[], bool],
+    segmented: Iterable[Segmented],
+    enough: Callable[[int], bool],
     display: Display,
 ) -> None:
-    """Score the best checkpoint: evaluation.json, evaluation_metrics.txt and samples/.
+    """Score the best checkpoint: samples/, evaluation_metrics.txt and, last, evaluation.json.
 
-    With `EvaluationPlan.thresholds` post-processing is learned from the predictions, stored in the
+    With `EvaluationPlan.thresholds` post-processing is learned from the label maps, stored in the
     card of best.pt, and applied before scoring.
 
     Args:
         run: where they go.
         plan: what is evaluated.
-        predictions: of the plan's cases, in order, from the best checkpoint, not post-processed;
-            may be fewer.
-        enough: asked after each case; True leaves the rest out, for want of time.
+        segmented: the plan's cases, in order, by the best checkpoint; may be fewer.
+        enough: asked after each case, with how many there are to be scored; True leaves the rest
+            out, for want of time.
         display: shows how far it is.
 
     Raises:
         InputError: a label map cannot be read.
         OutputError: a file cannot be written.
+        ValueError: nothing has been segmented; nothing is written.
     """
     labelled: list[Labelled] = []
     display.begin("evaluation", len(plan.cases))
-    for prediction in predictions:
-        case = prediction.volume.case
-        truth = load_truth(case, prediction.volume, plan.convention)
-        spacing = prediction.volume.grid.spacing
-        labelled.append(Labelled.cropped(case.case_id, prediction.labels, truth, spacing))
-        if len(labelled) <= SAMPLES:
-            draw_sample(run.samples, prediction, truth)
+    for one in segmented:
+        labelled.append(one.case)
+        if one.picture is not None and len(labelled) <= SAMPLES:
+            write_picture(run.samples / f"{one.case.case_id}.png", one.picture)
         display.update(len(labelled))
-        if enough() and not plan.all_of_them:
+        if not plan.shortage and enough(len(labelled)):
             break
-    ids = [case.case_id for case in labelled]
-    left_out = [case.case_id for case in plan.cases if case.case_id not in ids]
-    learned = None
-    if plan.thresholds and labelled:
-        learned = learn_rule(labelled)
-        _update_card(run, postprocess=learned.rule)
+    if not labelled:
+        raise ValueError("there is no case to evaluate")
+    learned = learn_rule(labelled) if plan.thresholds else None
     rule = PostprocessRule() if learned is None else learned.rule
     scores = {case.case_id: _scored(case, rule) for case in labelled}
-    scored = tuple(case for case in plan.cases if case.case_id in ids)
+    scored = tuple(case for case in plan.cases if case.case_id in scores)
     missing = _without_each(run, replace(plan, cases=scored), rule, enough, display)
+    _update_card(run, rule, missing)
+    left_out = [case.case_id for case in plan.cases if case.case_id not in scores]
+    shortened = _shortened(plan, len(scores), left_out)
     value = {
         "checkpoint": run.best.name,
         "precision": plan.compute.precision,
         "overlap": plan.overlap,
         "left_out": left_out,
+        "shortened": shortened or None,
         "postprocess": None if learned is None else learned.to_json(),
-        "dice_without_modality": missing,
+        _WITHOUT: missing,
         **to_json(PROFILE, scores),
     }
-    write_json(run.evaluation, value)
     text = metrics_table(scores)
     if learned is not None:
         text += f"\n{learned.sentence()}\n"
     for modality, dice in missing.items():
         figures = ", ".join(f"{region} {value:.4f}" for region, value in dice.items())
         text += f"\nWithout {modality}: mean Dice {figures}.\n"
-    if left_out:
-        text += f"\nNo time was left for: {', '.join(left_out)}\n"
+    if shortened:
+        text += f"\n{shortened}\n"
     write_text(run.evaluation_text, text)
-    if scores:
-        figures = "  ".join(
-            f"{region} {fmean(one[region].dice for one in scores.values()):.3f}"
-            for region in REGIONS
+    # A run with this file is done.
+    write_json(run.evaluation, value)
+    figures = "  ".join(
+        f"{region} {fmean(one[region].dice for one in scores.values()):.3f}" for region in REGIONS
+    )
+    display.say(f"best epoch on {len(scores)} validation cases: Dice {figures}")
+    for sentence in (shortened, "" if learned is None else learned.sentence()):
+        if sentence:
+            display.say(sentence)
+
+
+def _shortened(plan: EvaluationPlan, scored: int, left_out: Sequence[str]) -> str:
+    """What is less than a whole evaluation, and why; empty where nothing is."""
+    if plan.shortage:
+        return (
+            f"Shortened: {plan.shortage}. Scored is what validation watches, as it is segmented "
+            f"there: {scored} of {len(plan.cases)} cases with overlap {plan.overlap:g} in "
+            f"{plan.compute.precision}."
         )
-        display.say(f"best epoch on {len(scores)} validation cases: Dice {figures}")
-    if learned is not None:
-        display.say(learned.sentence())
+    if left_out:
+        return f"Shortened: the time limit came before {', '.join(left_out)}."
+    return ""
 
 
 def _without_each(
     run: RunDir,
     plan: EvaluationPlan,
     rule: PostprocessRule,
-    enough: Callable[[], bool],
+    enough: Callable[[int], bool],
     display: Display,
 ) -> dict[str, dict[str, float]]:
     """Mean Dice by region without each of the modalities that the card lets be absent, as far as
-    time allows; also in the card, beside that permission.
+    time allows.
     """
     found: dict[str, dict[str, float]] = {}
     for modality in load_checkpoint(run.best).card.tolerates_missing:
+        if enough(0):
+            break
         display.begin(f"evaluation without {modality}", len(plan.cases))
         scores: list[dict[str, float]] = []
-        for prediction in predict_best(run, plan, modality):
-            if enough():
+        for prediction in _predict(run, plan, modality):
+            if enough(0):
                 break
             truth = load_truth(prediction.volume.case, None, plan.convention)
             spacing = prediction.volume.grid.spacing
@@ -171,16 +212,22 @@ def _without_each(
         found[modality] = {
             region: round(fmean(score[region] for score in scores), 4) for region in REGIONS
         }
-    if found:
-        training = load_checkpoint(run.best).card.training
-        _update_card(run, training={**training, "dice_without_modality": found})
     return found
 
 
-def _update_card(run: RunDir, **changes: Any) -> None:
-    """Change the card of best.pt, which is what gets exported."""
+def _update_card(
+    run: RunDir, rule: PostprocessRule, missing: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Put what the evaluation found into the card of best.pt, which is what gets exported."""
     checkpoint = load_checkpoint(run.best)
-    save_checkpoint(run.best, replace(checkpoint, card=replace(checkpoint.card, **changes)))
+    training = {key: value for key, value in checkpoint.card.training.items() if key != _WITHOUT}
+    if missing:
+        # Beside the permission to leave them out.
+        training[_WITHOUT] = missing
+    card = replace(checkpoint.card, postprocess=rule, training=training)
+    # The newest run is the one whose best.pt was written last: not for nothing.
+    if card != checkpoint.card:
+        save_checkpoint(run.best, replace(checkpoint, card=card))
 
 
 def _scored(case: Labelled, rule: PostprocessRule) -> dict[str, Scores]:

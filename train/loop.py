@@ -1,17 +1,16 @@
 """The training loop: epochs, validation, checkpoints, early stopping, the clock."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from torch.utils.data import DataLoader
 
 from runtime.case import Case
 from runtime.errors import InputError, UsageError
 from runtime.preview import preview
-from runtime.segmenter import Prediction
 from runtime.truth import load_truth
 from train.augment_torch import DeviceAugment
 from train.augment_torchio import PatchAugment
@@ -22,7 +21,7 @@ from train.data import CachedCase
 from train.device import Compute
 from train.display import Display, epoch_line
 from train.distributed import ALONE, World
-from train.evaluate import EvaluationPlan, predict_best, write_evaluation
+from train.evaluate import SAMPLES, EvaluationPlan, Segmented, segment_best, write_evaluation
 from train.pace import Pace
 from train.patches import Item, PatchDataset, patch_loader, worker_count
 from train.pictures import draw_curves
@@ -33,8 +32,7 @@ from train.schedule import TimeBudget, learning_rate
 from train.step import Stepper
 from train.validate import Validation, dice_of, seconds_per_window, segment_cases
 
-# Validation cases that TensorBoard shows.
-_PICTURES = 2
+_KEPT: Final = "the last checkpoint is kept, --resume goes on from it"
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,23 @@ class Trainer:
             job.compute,
             DeviceAugment(config.augment, modalities) if on_device else None,
             job.world,
+            _KEPT,
         )
         self._progress = Progress()
         self._pace = Pace(config, budget, job.world)
         self._watched: tuple[Case, ...] = ()
         self._ending = False
-        # Predictions of the newest validation, kept under a time limit to be scored at the end.
-        self._fresh: list[Prediction] = []
+        # What the newest validation has segmented, and the best epoch's: kept under a time limit,
+        # to be scored where none is left for a whole evaluation.
+        self._segmented: list[Segmented] = []
+        self._best: list[Segmented] = []
 
     def resume(self) -> None:
         """Go on from last.pt.
 
         Raises:
             InputError: it cannot be read, or belongs to another network.
-            UsageError: it has all the epochs already.
+            UsageError: the run is done, and evaluated.
         """
         path = self._job.run.last
         checkpoint = self._job.world.share(lambda: load_checkpoint(path))
@@ -117,31 +118,31 @@ class Trainer:
                 expected="last.pt of a run",
                 remedy="resume from a run directory that brats-train wrote",
             ) from error
-        clock = self._progress.clock
-        found, remedy = "", ""
-        if checkpoint.epoch >= self._config.train.epochs:
-            found = f"a run of {checkpoint.epoch} epochs, all that are wanted"
-            remedy = "raise --train.epochs to train it further"
-        elif clock is not None and not self._pace.go_on(clock):
-            found = f"a run whose {clock['seconds'] / 60:g} minutes are used up"
-            remedy = "give it more with --max-minutes"
+        found, remedy = self._done()
         self._ending = bool(found)
         if self._ending and not self._unevaluated():
             raise UsageError(path, found=found, expected="one that is not done", remedy=remedy)
 
+    def _done(self) -> tuple[str, str]:
+        """What has ended a run that is resumed, and what trains it further; empty if nothing."""
+        config, progress = self._config.train, self._progress
+        clock = progress.clock
+        time_left = clock is None or self._pace.go_on(clock)
+        if progress.epoch >= config.epochs:
+            found = f"a run of {progress.epoch} epochs, all that are wanted"
+            return found, "raise --train.epochs to train it further"
+        if clock is not None and not time_left:
+            found = f"a run whose {clock['seconds'] / 60:g} minutes are used up"
+            return found, "give it more with --max-minutes"
+        if self._out_of_patience():
+            found = f"a run that has ended by its patience of {config.patience}"
+            return found, "raise --train.patience to train it further"
+        return "", ""
+
     def _unevaluated(self) -> bool:
         """Whether the run was killed after its last epoch and before its evaluation was written."""
-        run = self._job.run
-
-        def stale() -> bool:
-            if not self._job.validation or not run.best.is_file():
-                return False
-            if not run.evaluation.is_file():
-                return True
-            # best.pt is written for the last time when thresholds are learned, before the figures.
-            return run.evaluation.stat().st_mtime_ns < run.best.stat().st_mtime_ns
-
-        return self._job.world.share(stale)
+        run, cases = self._job.run, self._job.validation
+        return self._job.world.share(lambda: bool(cases) and not run.evaluated())
 
     def fit(self) -> None:
         """Train until the epochs, the patience or the time is used up; then evaluate.
@@ -154,28 +155,44 @@ class Trainer:
         self._watched, sentence = self._pace.begin(
             self._job.validation,
             [case.shape for case in self._job.train],
-            lambda: seconds_per_window(self._model, self._card, self._job.compute),
+            self._seconds_per_window,
+            resumed=self._progress.epoch > 0,
         )
         if sentence:
             self._display.say(sentence)
         if leads and not self._job.run.last.is_file():
             # Whenever the run is killed from now on, it can be resumed.
+            self._progress.clock = self._pace.state()
             save_checkpoint(self._job.run.last, self._checkpoint(resumable=True))
+        if leads and self._progress.history:
+            # The run may have been killed between last.pt and these.
+            self._show_history()
         with Board(self._job.run, self._progress.epoch, leads) as board:
             while not self._finished():
                 row = self._train_epoch()
                 best = self._after_epoch(row, board)
                 left = 0.0 if self._ending else self._pace.seconds_left(self._progress.history)
                 self._display.say(epoch_line(row, self._config.train.epochs, best, left))
-            if leads and self._ending:
-                # Where a run was killed just before this.
-                self._job.run.write_history(self._progress.history)
         if self._job.validation and leads:
             self._evaluate()
 
     def _finished(self) -> bool:
-        patience = self._config.train.patience
-        return self._ending or (patience > 0 and self._progress.since_best >= patience)
+        return self._ending or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self._config.train.patience <= self._progress.since_best
+
+    def _seconds_per_window(self) -> tuple[float, float]:
+        """As validation runs it, and as the evaluation does, which is in float32."""
+        model, card, compute = self._model, self._card, self._job.compute
+        here = seconds_per_window(model, card, compute)
+        if compute.autocast is None:
+            return here, here
+        return here, seconds_per_window(model, card, replace(compute, autocast=None))
+
+    def _show_history(self) -> None:
+        self._job.run.write_history(self._progress.history)
+        draw_curves(self._job.run.curves, self._progress.history)
 
     def _train_epoch(self) -> dict[str, Any]:
         """One epoch, or what of it the time allows; its row of the history, Dice still missing."""
@@ -224,6 +241,8 @@ class Trainer:
             row["dice_mean"] = score
         best = self._progress.record(row, score, chooses=bool(self._job.validation))
         self._progress.clock = self._pace.state()
+        if best:
+            self._best = self._segmented
         if not self._job.world.leads:
             return best
         if best:
@@ -233,8 +252,7 @@ class Trainer:
             run.prune(keep)
         # last.pt comes after best.pt: a run killed between the two repeats the epoch.
         save_checkpoint(run.last, self._checkpoint(resumable=True))
-        run.write_history(self._progress.history)
-        draw_curves(run.curves, self._progress.history)
+        self._show_history()
         board.scalars(row, row["epoch"])
         return best
 
@@ -252,22 +270,26 @@ class Trainer:
             own,
             config.validation.overlap,
         )
-        self._fresh = []
+        segmented: list[Segmented] = []
         for prediction in predictions:
             case = prediction.volume.case
             truth = load_truth(case, prediction.volume, config.convention())
-            if len(cases) < _PICTURES:
+            picture = None
+            if len(cases) < SAMPLES:
                 picture = preview(prediction.volume, prediction.labels, truth)
                 board.picture(f"validation/{case.case_id}", picture, epoch)
             cases[case.case_id] = dice_of(prediction.labels, truth)
             self._display.update(len(cases))
-            if self._pace.limited and world.size == 1:
-                self._fresh.append(prediction)
+            if self._pace.limited:
+                segmented.append(Segmented.of(prediction, truth, picture))
             if self._pace.overdue():
                 break
         everybodys = {name: dice for part in world.gather(cases) for name, dice in part.items()}
-        self._pace.validated()
-        return Validation(dict(sorted(everybodys.items())), monotonic() - began)
+        if self._pace.limited:
+            self._segmented = [one for part in world.gather(segmented) for one in part]
+        seconds = monotonic() - began
+        self._pace.validated(len(cases), seconds)
+        return Validation(dict(sorted(everybodys.items())), seconds)
 
     def _checkpoint(self, resumable: bool) -> Checkpoint:
         config, progress = self._config, self._progress
@@ -299,22 +321,23 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        """All figures of the best checkpoint, in float32 and with the card's overlap.
-
-        Under a time limit what validation did is scored, as far as the best epoch is the last one.
+        """All figures of the best checkpoint: of all cases, in float32 and with the card's overlap;
+        where no time is left for that, of those that validation watches, as it segments them.
         """
         config, job = self._config, self._job
-        limited = self._pace.limited
         plan = EvaluationPlan(
             tuple(job.validation),
-            config.validation.overlap if limited else config.model.overlap,
-            job.compute if limited else replace(job.compute, autocast=None),
+            config.model.overlap,
+            replace(job.compute, autocast=None),
             config.convention(),
             config.validation.thresholds,
+            self._pace.shortage(len(job.validation)),
         )
-        newest = self._progress.best_epoch == self._progress.epoch
-        ready = self._fresh if limited and newest and job.world.size == 1 else None
-        # What has been segmented is scored even if the clock has run out: that takes seconds.
-        predictions = predict_best(job.run, plan) if ready is None else ready
-        plan = replace(plan, all_of_them=ready is not None)
-        write_evaluation(job.run, plan, predictions, self._pace.overdue, self._display)
+        segmented: Iterable[Segmented]
+        if plan.shortage:
+            plan = replace(plan, overlap=config.validation.overlap, compute=job.compute)
+            # A run that was resumed may have to segment them again.
+            segmented = self._best or segment_best(job.run, replace(plan, cases=self._watched))
+        else:
+            segmented = segment_best(job.run, plan)
+        write_evaluation(job.run, plan, segmented, self._pace.overdue, self._display)

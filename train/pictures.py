@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and its predictions beside the truth."""
+"""Pictures of a run, on disk."""
 
 import io
 from collections.abc import Sequence
@@ -7,11 +7,10 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from PIL.Image import Image
 
 from runtime.atomic import write_bytes
-from runtime.labels import REGIONS, LabelMap
-from runtime.preview import preview
-from runtime.segmenter import Prediction
+from runtime.labels import REGIONS
 from train.run_dir import Row
 
 
@@ -50,12 +49,12 @@ def draw_curves(path: Path, history: Sequence[Row]) -> None:
     write_bytes(path, stream.getvalue())
 
 
-def draw_sample(folder: Path, prediction: Prediction, truth: LabelMap) -> None:
-    """Write ``<case>.png``: the slice with the largest tumour, prediction and truth over it.
+def write_picture(path: Path, picture: Image) -> None:
+    """Write a PNG.
 
     Raises:
         OutputError: it cannot be written.
     """
     stream = io.BytesIO()
-    preview(prediction.volume, prediction.labels, truth).save(stream, "PNG")
-    write_bytes(folder / f"{prediction.volume.case.case_id}.png", stream.getvalue())
+    picture.save(stream, "PNG")
+    write_bytes(path, stream.getvalue())

@@ -87,6 +87,14 @@ class RunDir:
         """Checkpoint after ``number`` epochs."""
         return self.path / "checkpoints" / f"epoch_{number:03d}.pt"
 
+    def evaluated(self) -> bool:
+        """Whether the evaluation is there, and of best.pt as it is."""
+        try:
+            # best.pt is written for the last time when its card is completed, before the figures.
+            return self.evaluation.stat().st_mtime_ns >= self.best.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+
     def write_history(self, rows: Sequence[Row]) -> None:
         """Write history.csv.
 

@@ -1,7 +1,7 @@
 """How far a run is, by steps and by the clock, and what the learning rate is there."""
 
 from collections.abc import Callable, Mapping
-from math import cos, pi
+from math import cos, inf, pi
 from time import monotonic
 
 from train.config import TrainConfig
@@ -86,6 +86,8 @@ class TimeBudget:
             return False
         return self.elapsed() + next_step > self.seconds - self.reserve
 
-    def overdue(self) -> bool:
-        """Whether all of the time is used up, the reserve included."""
-        return self.seconds is not None and self.elapsed() > self.seconds
+    def left(self) -> float:
+        """Seconds until all of the time is used up, the reserve included; without a limit infinite,
+        beyond it negative.
+        """
+        return inf if self.seconds is None else self.seconds - self.elapsed()

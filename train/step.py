@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from runtime.errors import ComputeError
 from train.augment_torch import DeviceAugment
 from train.average import WeightAverage
-from train.backend import is_out_of_memory
 from train.config import TrainConfig
 from train.device import Compute
 from train.distributed import ALONE, World
 from train.loss import CombinedLoss, Objective
+from train.memory import is_out_of_memory, room_for
 from train.patches import Batch
 from train.unet import UNet3D
 
@@ -41,9 +41,13 @@ class Stepper:
         compute: device and arithmetic.
         augment: what is done to patches on the device; None where their loaders have done it.
         world: the processes that train together.
+        kept: what a run that fails here has kept, for its error; empty where nothing has begun.
 
     Attributes:
         skipped: steps skipped so far.
+
+    Raises:
+        ComputeError: the device has no room for the network.
     """
 
     def __init__(
@@ -53,14 +57,19 @@ class Stepper:
         compute: Compute,
         augment: DeviceAugment | None = None,
         world: World = ALONE,
+        kept: str = "",
     ) -> None:
         self._world = world
+        self._kept = f"; {kept}" if kept else ""
         if world.size > 1 and compute.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        self._model = model.to(compute.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._config = config
         self._compute = compute
         self._augment = augment
+        remedy = "lower --model.features, or choose another device with --device"
+        with room_for("the network", str(compute.device), remedy):
+            self._model = model.to(compute.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            self._average = WeightAverage(self._model, config.ema) if config.ema > 0 else None
         loss = CombinedLoss(
             config.cross_entropy,
             config.dice,
@@ -70,7 +79,8 @@ class Stepper:
         )
         self._objective: nn.Module = Objective(self._model, loss)
         if world.size > 1:
-            self._objective = DistributedDataParallel(self._objective)
+            with room_for("the gradients of the network", str(compute.device), remedy):
+                self._objective = DistributedDataParallel(self._objective)
         self._run: Callable[[Tensor, Tensor], Tensor] = self._objective
         if config.compile:
             self._run = torch.compile(self._objective)
@@ -83,7 +93,6 @@ class Stepper:
         self._scaler = torch.amp.GradScaler(
             compute.device.type, enabled=compute.autocast is torch.float16
         )
-        self._average = WeightAverage(self._model, config.ema) if config.ema > 0 else None
         self._in_a_row = 0
         self.skipped = 0
 
@@ -124,8 +133,8 @@ class Stepper:
                 str(self._compute.device),
                 found=f"not enough memory for a step of {len(batch.voxels)} patches",
                 expected="room for one",
-                remedy="lower --train.batch (--train.accumulate makes up for it) or --model.patch; "
-                "the last checkpoint is kept, --resume goes on from it",
+                remedy="lower --train.batch (--train.accumulate makes up for it) or --model.patch"
+                + self._kept,
             ) from error
         if loss is not None:
             self._in_a_row = 0
@@ -137,8 +146,7 @@ class Stepper:
                 "training",
                 found=f"{MAX_SKIPPED} steps in a row with a loss or gradient that is not finite",
                 expected="finite ones",
-                remedy="lower --train.lr, or use --train.precision fp32; the last good checkpoint "
-                "is kept",
+                remedy="lower --train.lr, or use --train.precision fp32" + self._kept,
             )
         return None
 
@@ -220,8 +228,7 @@ class Stepper:
                         "training",
                         found=f"values of {name} that are not finite",
                         expected="finite ones",
-                        remedy="lower --train.lr, or use --train.precision fp32; the last good "
-                        "checkpoint is kept",
+                        remedy="lower --train.lr, or use --train.precision fp32" + self._kept,
                     )
 
     def state(self) -> dict[str, Any]:
@@ -238,8 +245,10 @@ class Stepper:
         Raises:
             KeyError, RuntimeError, ValueError: it belongs to another network, or to a run that did
                 or did not average its weights.
+            ComputeError: the device has no room for it.
         """
-        self._optimizer.load_state_dict(state["optimizer"])
+        with room_for("the state of the optimizer", str(self._compute.device), "free some of it"):
+            self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:

@@ -135,7 +135,7 @@ def try_backends(model: ModelDir, device: str, threads: int | None) -> tuple[Tri
 
 
 def _below(root: Path, depth: int) -> list[Path]:
-    """``root`` and the folders below it, links not followed (they may lead round), nearest first."""
+    """``root`` and the folders below it, nearest first; links may lead round."""
     level, found = [root], []
     for _ in range(depth):
         found += level

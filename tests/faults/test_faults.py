@@ -401,6 +401,28 @@ FAULTS = (
         "tests/test_distributed.py::test_every_world_steps_on_the_same_patches[2-2-2]",
     ),
     Fault(
+        "everybody-speaks",
+        "train/distributed.py",
+        "    if first != rank:\n",
+        "    if False:\n",
+        "tests/test_distributed.py::test_what_fails_in_all_is_said_once",
+    ),
+    Fault(
+        "a-time-limit-forgotten-when-resuming",
+        "train/pace.py",
+        'return not state.get("ended")',
+        "return True",
+        "tests/test_train_limits.py::test_a_run_whose_time_is_up_is_done",
+    ),
+    Fault(
+        "evaluation-cut-down-with-time-to-spare",
+        "train/pace.py",
+        "        if left >= needed:\n",
+        "        if left >= 100 * needed:\n",
+        "tests/test_train_limits.py::"
+        "test_with_time_to_spare_a_limit_changes_nothing_in_the_evaluation",
+    ),
+    Fault(
         "labels-not-mirrored",
         "train/augment_torch.py",
         "        labels = labels.flip(axes)\n",
