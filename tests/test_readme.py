@@ -50,14 +50,22 @@ def _commands() -> list[str]:
     return sorted({line for line in found if line.startswith("brats-")})
 
 
+_PROGRAMS = (
+    *("brats-infer", "brats-eval", "brats-phantom"),
+    *("brats-export", "brats-train", "brats-app"),
+)
+
+
 def _help(program: str, capsys: pytest.CaptureFixture[str]) -> str:
     from export.cli import main as export
+    from runtime.cli.app import main as app
     from train.cli import main as train
 
     mains = {
         "brats-infer": infer,
         "brats-eval": evaluate,
         "brats-phantom": phantom,
+        "brats-app": app,
         "brats-export": export,
         "brats-train": train,
     }
@@ -87,5 +95,5 @@ def test_the_disclaimer_stands_in_readme_and_every_command(
     from runtime import DISCLAIMER
 
     assert DISCLAIMER in README
-    for program in ("brats-infer", "brats-eval", "brats-phantom", "brats-export", "brats-train"):
+    for program in _PROGRAMS:
         assert DISCLAIMER in " ".join(_help(program, capsys).split()), program
