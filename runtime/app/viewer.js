@@ -409,7 +409,10 @@ class Viewer {
       context.setLineDash([]);
     }
     const [number, count] = sliceNumber(header, plane, index);
-    figure.querySelector("figcaption").textContent = `${modality.toUpperCase()} · ${PLANES[plane].title.toLowerCase()} ${number}/${count}`;
+    // Side by side all are of one plane, and narrow: there is no room for its name.
+    const many = state.layout === "grid" || state.layout === "row";
+    const where = many ? "" : `${PLANES[plane].title.toLowerCase()} `;
+    figure.querySelector("figcaption").textContent = `${modality.toUpperCase()} · ${where}${number}/${count}`;
     figure.setAttribute("aria-label", `${figure.dataset.title}, slice ${number} of ${count}`);
   }
 
