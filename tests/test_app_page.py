@@ -340,6 +340,60 @@ def test_two_visitors_wait_for_each_other_and_get_their_own(
         assert data == (out / name).read_bytes()
 
 
+def test_a_case_can_be_cancelled(visit: Callable[..., Visit], case_dir: Path) -> None:
+    here = visit()
+    here.upload(*images_of(case_dir))
+    # Far more windows than a test would wait for.
+    here.text("How it is run").click()
+    slider = here.page.get_by_role("slider", name="Overlap of windows")
+    slider.focus()
+    for _ in range(6):
+        here.page.keyboard.press("ArrowRight")
+    here.segment().click()
+    here.page.get_by_role("button", name="Cancel").click()
+    here.text("Cancelled: nothing was kept.").wait_for()
+    assert here.page.locator("figure canvas").count() == 0
+    assert here.segment().is_enabled()
+
+
+def test_two_visits_of_a_patient_side_by_side(
+    visit: Callable[..., Visit], case_dir: Path, tmp_path: Path
+) -> None:
+    here = visit()
+    here.upload(*images_of(case_dir))
+    here.segment().click()
+    here.wait_for_slices()
+    here.segment().click()
+    here.text("compare two visits").click()
+    here.page.locator(".viewer .case").nth(1).wait_for()
+    assert here.page.locator(".viewer .case").all_inner_texts() == [case_dir.name] * 2
+    here.text("not registered to each other").wait_for()
+
+
+def test_everything_can_be_reached_with_the_keyboard(
+    visit: Callable[..., Visit], case_dir: Path
+) -> None:
+    here = visit()
+    here.upload(*images_of(case_dir))
+    here.segment().click()
+    here.wait_for_slices()
+    reached = set()
+    here.page.locator("body").press("Tab")
+    for _ in range(70):
+        reached.add(
+            here.page.evaluate(
+                "() => { let at = document.activeElement;"
+                " while (at && at.shadowRoot && at.shadowRoot.activeElement)"
+                " at = at.shadowRoot.activeElement;"
+                " return at ? at.getAttribute('aria-label') || at.innerText || at.name || '' : '' }"
+            ).strip()
+        )
+        here.page.keyboard.press("Tab")
+    for name in ("Segment", "Layout", "Modality", "Overlay", "Axial slice", "Slices", "Files"):
+        assert any(name in one for one in reached), (name, sorted(reached))
+    assert any(one.startswith("Sagittal, T1CE, slice") for one in reached)
+
+
 def test_files_of_a_visit_are_deleted_when_it_ends(
     browser: Any, visit: Callable[..., Visit], case_dir: Path, server: Server
 ) -> None:
