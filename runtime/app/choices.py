@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import streamlit as st
 
@@ -19,13 +19,14 @@ from runtime.app.models import (
 from runtime.app.text import escaped
 from runtime.backends import BackendName, BackendOptions
 from runtime.cli.app_options import AppOptions
-from runtime.errors import BratsError
+from runtime.errors import BratsError, InputError
 from runtime.labels import MODALITIES
 from runtime.model_card import ModelCard
 from runtime.segmenter import SegmentOptions
 from runtime.windows import Placement
 
-_LARGEST_PATCH = 256
+_LARGEST_PATCH: Final = 256
+_LOOK_AGAIN_S: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def choose_model(options: AppOptions) -> FoundModel | None:
     with st.sidebar:
         root = Path(options.root)
         try:
-            models, problems = find_models(root, options.named)
+            models, problems = _found(root, options.named)
         except BratsError as error:
             st.error(escaped(str(error)))
             return None
@@ -69,6 +70,14 @@ def choose_model(options: AppOptions) -> FoundModel | None:
         model = models[chosen]
         _card(model)
         return model
+
+
+@st.cache_resource(ttl=_LOOK_AGAIN_S, show_spinner=False)
+def _found(
+    root: Path, named: tuple[Path, ...]
+) -> tuple[tuple[FoundModel, ...], tuple[InputError, ...]]:
+    """Folders are not searched again for every change on the page."""
+    return find_models(root, named)
 
 
 def _card(model: FoundModel) -> None:
@@ -125,6 +134,7 @@ def _export(one: FoundCheckpoint, root: Path) -> None:
             check=False,
         )
     if done.returncode == 0:
+        _found.clear()
         st.rerun()
     last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
     st.error(escaped(last[0]))

@@ -129,6 +129,16 @@ class Desk:
             self._changed.notify_all()
         return job
 
+    def cancel(self, job: Job) -> None:
+        """Drop an order at once if it waits, else before its next window."""
+        job.cancel()
+        with self._changed:
+            if job not in self._waiting:
+                return
+            self._waiting.remove(job)
+        job.stage = "cancelled"
+        job.finish()
+
     def place(self, job: Job) -> int:
         """How many orders are before this one: 0 means that it is being worked on, or is done."""
         with self._changed:
@@ -168,7 +178,8 @@ class Desk:
         order = job.order
 
         def stage(name: str) -> None:
-            if job.cancelled:
+            # Nobody waits for the result of a visit that is over.
+            if job.cancelled or order.store.closed:
                 raise CancelledError
             job.stage = name
 

@@ -64,4 +64,4 @@ def _progress(job: Job, desk: Desk) -> None:
     bar, stop = st.columns([6, 1], vertical_alignment="bottom")
     bar.progress(share, text)
     if stop.button("Cancel", key="cancel", width="stretch"):
-        job.cancel()
+        desk.cancel(job)
