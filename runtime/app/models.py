@@ -81,11 +81,11 @@ def find_models(
     """
     found = [ModelDir.open(path) for path in named]
     problems: list[InputError] = []
+    seen = {one.path.resolve() for one in found}
     for path in (root / WRITTEN, *_below(root, _DEPTH), BUILT_IN):
-        if any(path.resolve() == one.path.resolve() for one in found):
+        if path.resolve() in seen or not (path / MANIFEST).is_file():
             continue
-        if not (path / MANIFEST).is_file():
-            continue
+        seen.add(path.resolve())
         try:
             found.append(ModelDir.open(path))
         except InputError as error:
