@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import streamlit as st
 
@@ -21,7 +21,6 @@ from runtime.backends import BackendName, BackendOptions
 from runtime.cli.app_options import AppOptions
 from runtime.errors import BratsError, InputError
 from runtime.labels import MODALITIES
-from runtime.model_card import ModelCard
 from runtime.segmenter import SegmentOptions
 from runtime.windows import Placement
 
@@ -98,14 +97,7 @@ def _card(model: FoundModel) -> None:
     if "cases" in training:
         st.caption(f"trained on {training['cases']} cases, {training.get('epochs', '?')} epochs")
     with st.expander("The card"):
-        st.json(_shown(card), expanded=1)
-
-
-def _shown(card: ModelCard) -> dict[str, Any]:
-    import json
-
-    shown: dict[str, Any] = json.loads(card.to_json())
-    return shown
+        st.json(card.to_json(), expanded=1)
 
 
 def _checkpoints(found: tuple[FoundCheckpoint, ...], root: Path) -> None:
@@ -162,13 +154,14 @@ def choose_settings(model: FoundModel, options: AppOptions) -> Wanted:
         for trial in trials:
             if not trial.works:
                 st.caption(f"{trial.backend}: {escaped(trial.reason)}")
-        sizes = list(range(card.divisor, _LARGEST_PATCH + 1, card.divisor))
+        # What the card itself asks for is offered, however large.
+        sizes = sorted({*range(card.divisor, _LARGEST_PATCH + 1, card.divisor), *card.patch})
         columns = st.columns(3)
         patch = tuple(
             column.selectbox(
                 f"Patch {axis}",
                 sizes,
-                index=sizes.index(size) if size in sizes else 0,
+                index=sizes.index(size),
                 key=f"patch {axis} {model.title}",
             )
             for column, axis, size in zip(columns, "XYZ", card.patch, strict=True)
@@ -176,14 +169,18 @@ def choose_settings(model: FoundModel, options: AppOptions) -> Wanted:
         overlap = st.slider(
             "Overlap of windows",
             0.0,
-            0.8,
+            max(0.8, card.inference.overlap),
             float(card.inference.overlap),
             0.05,
             key=f"overlap {model.title}",
             help="Part of a patch that neighbouring windows share: more is slower and smoother.",
         )
         batch = st.number_input(
-            "Windows at a time", 1, 64, card.inference.batch, key=f"batch {model.title}"
+            "Windows at a time",
+            1,
+            max(64, card.inference.batch),
+            card.inference.batch,
+            key=f"batch {model.title}",
         )
         placement = st.selectbox("Placement", get_args(Placement), key="placement")
         probabilities = st.toggle("keep the probabilities", value=True, key="probabilities")

@@ -100,14 +100,14 @@ def _table(uploads: Sequence[Upload]) -> dict[str, str | None]:
 
 def _sample(session: Session) -> Case | None:
     st.caption("A synthetic case with its truth: a brain-like phantom with a tumour, made here.")
-    if "sample" not in st.session_state:
+    if session.sample is None:
         if not st.button("Make the sample case", key="make sample"):
             return None
         with st.spinner("making a phantom"):
             folder = Path(tempfile.mkdtemp(dir=session.store.folder))
             write_phantom(folder, 1, _SAMPLE_SEED)
-            st.session_state["sample"] = find_cases(folder)[0]
-    case: Case = st.session_state["sample"]
+            session.sample = find_cases(folder)[0]
+    case = session.sample
     st.success(f"{case.case_id}: {', '.join(name.upper() for name in case.images)} and truth")
     return case
 

@@ -13,6 +13,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from runtime.app.desk import Job, Result
 from runtime.app.uploads import Store, Upload
+from runtime.case import Case
 from runtime.cli.app_options import AppOptions
 from runtime.errors import InputError
 from runtime.measure import Measurements
@@ -27,6 +28,7 @@ class Session:
     Attributes:
         store: its private folder.
         taken: id of an uploaded file to what it was stored as, or to what is wrong with it.
+        sample: the synthetic case, once it has been made.
         job: what is being worked on.
         last: what was worked on before.
         results: segmented cases by a title of their own, oldest first.
@@ -36,6 +38,7 @@ class Session:
 
     store: Store
     taken: dict[str, tuple[Upload, ...] | InputError] = field(default_factory=dict)
+    sample: Case | None = None
     job: Job | None = None
     last: Job | None = None
     results: dict[str, Result] = field(default_factory=dict)
