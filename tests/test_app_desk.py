@@ -252,6 +252,28 @@ def test_the_truth_comes_along_in_network_labels(
     assert job.error.startswith("X_seg.nii.gz: found shape 39x36x30")
 
 
+def test_a_truth_whose_numbering_is_a_guess_is_asked_for_and_then_believed(
+    folder: Path, model: ModelDir, store: Store, desk: Desk
+) -> None:
+    from runtime.nifti import load
+    from runtime.nifti_writer import write_label_map
+
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[5:9, 5:9, 5:9] = 4
+    case = Case.from_dir(folder)
+    write_label_map(folder / "X_seg.nii.gz", truth, load(case).grid)
+    case = Case("X", case.images, folder / "X_seg.nii.gz", case.dialect, Convention.BRATS2023)
+    job = finished(desk.submit(order(case, model, store)))
+    assert job.result is None
+    assert "found a 4 and no 3" in job.error
+    assert "'numbering of a truth' under how it is run: brats2020" in job.error
+    told = Order(case, model, ORT, SegmentOptions(), store, Convention.BRATS2020)
+    job = finished(desk.submit(told))
+    assert job.result is not None
+    assert job.result.truth is not None
+    np.testing.assert_array_equal(job.result.truth, np.where(truth == 4, 3, 0))
+
+
 def test_files_of_a_visit_that_ended_are_gone_for_the_desk_too(
     folder: Path, model: ModelDir, tmp_path: Path, desk: Desk
 ) -> None:

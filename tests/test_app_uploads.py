@@ -254,9 +254,9 @@ def test_a_model_that_does_without_a_modality_does_without_its_file(
     store: Store, tmp_path: Path
 ) -> None:
     uploads = uploaded(store, tmp_path, ["X_flair.nii.gz", "X_t1ce.nii.gz", "X_t2.nii.gz"])
-    case = assemble(uploads, roles_of(uploads), ("flair", "t1ce", "t2"), Convention.BRATS2023)
+    case = assemble(uploads, roles_of(uploads), ("flair", "t1ce", "t2"))
     assert list(case.images) == ["flair", "t1ce", "t2"]
-    assert case.convention is Convention.BRATS2023
+    assert case.convention is Convention.BRATS2020
 
 
 def test_messages_name_files_as_the_user_knows_them(store: Store, tmp_path: Path) -> None:

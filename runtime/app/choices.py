@@ -20,7 +20,7 @@ from runtime.app.text import escaped
 from runtime.backends import BackendName, BackendOptions
 from runtime.cli.app_options import AppOptions
 from runtime.errors import BratsError, InputError
-from runtime.labels import MODALITIES
+from runtime.labels import MODALITIES, Convention
 from runtime.segmenter import SegmentOptions
 from runtime.windows import Placement
 
@@ -34,6 +34,7 @@ class Wanted:
 
     backend: BackendOptions
     options: SegmentOptions
+    truth_labels: Convention | None
 
 
 def needed(model: FoundModel) -> tuple[str, ...]:
@@ -185,6 +186,12 @@ def choose_settings(model: FoundModel, options: AppOptions) -> Wanted:
         placement = st.selectbox("Placement", get_args(Placement), key="placement")
         probabilities = st.toggle("keep the probabilities", value=True, key="probabilities")
         postprocess = st.toggle("post-process as the card says", value=True, key="postprocess")
+        truth_labels = st.selectbox(
+            "Numbering of a truth",
+            [None, *Convention],
+            format_func=lambda one: "as its name says" if one is None else str(one),
+            key="truth labels",
+        )
     x, y, z = patch
     name: BackendName = backend
     return Wanted(
@@ -197,4 +204,5 @@ def choose_settings(model: FoundModel, options: AppOptions) -> Wanted:
             probabilities=probabilities,
             postprocess=postprocess,
         ),
+        truth_labels,
     )

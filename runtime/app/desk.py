@@ -37,7 +37,7 @@ class Order:
         backend: which backend is wanted.
         options: see `SegmentOptions`.
         store: of the session; results are written into a folder of it.
-        convention: numbering of the label map; None follows the input's naming.
+        truth_labels: numbering of the truth's labels; None takes what its name implies.
     """
 
     case: Case
@@ -45,7 +45,7 @@ class Order:
     backend: BackendOptions
     options: SegmentOptions
     store: Store
-    convention: Convention | None = None
+    truth_labels: Convention | None = None
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,14 @@ class Desk:
         start = perf_counter()
         volume = load(order.case)
         load_seconds = perf_counter() - start
-        truth = load_truth(order.case, volume) if order.case.labels is not None else None
+        truth = None
+        if order.case.labels is not None:
+            truth = load_truth(
+                order.case,
+                volume,
+                order.truth_labels,
+                "'numbering of a truth' under how it is run:",
+            )
         stage("opening the model")
         backend = self._open(order)
         segmenter = Segmenter(
@@ -203,9 +210,7 @@ class Desk:
 
         prediction = segmenter.segment(volume, progress)
         stage("saving")
-        plan = plan_output(
-            order.case, OutputOptions(order.store.new_folder(), convention=order.convention)
-        )
+        plan = plan_output(order.case, OutputOptions(order.store.new_folder()))
         sidecar = save(prediction, plan, None, load_seconds)
         return Result(prediction, truth, sidecar, plan)
 

@@ -19,7 +19,7 @@ from typing import Final
 from runtime.case import Case, Dialect, Source, read_names
 from runtime.dataset_json import ALIASES
 from runtime.errors import InputError
-from runtime.labels import MODALITIES, Convention
+from runtime.labels import MODALITIES
 from runtime.naming import is_channel, is_nifti, take_apart
 from runtime.nifti import count_frames
 
@@ -154,7 +154,6 @@ def assemble(
     uploads: Sequence[Upload],
     roles: Mapping[str, str | None],
     needed: Sequence[str] = MODALITIES,
-    convention: Convention | None = None,
 ) -> Case:
     """Put uploaded files together to a case.
 
@@ -162,7 +161,6 @@ def assemble(
         uploads: of one patient's visit.
         roles: `Upload.key` to modality or `TRUTH` as the user decided; None leaves a file out.
         needed: modalities that the model cannot do without.
-        convention: numbering of the truth's labels; None takes what the names imply.
 
     Returns:
         A case as `Case.from_dir` would make of the same files in a folder.
@@ -212,7 +210,7 @@ def assemble(
         },
         labels=taken[TRUTH].path if TRUTH in taken else None,
         dialect=dialect,
-        convention=convention or implied,
+        convention=implied,
     )
 
 

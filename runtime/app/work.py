@@ -36,7 +36,14 @@ def segment(
         _tell(visit.last)
     if st.button("Segment", type="primary", disabled=case is None, key="segment") and case:
         visit.job = desk.submit(
-            Order(case, model.model, wanted.backend, wanted.options, visit.store)
+            Order(
+                case,
+                model.model,
+                wanted.backend,
+                wanted.options,
+                visit.store,
+                wanted.truth_labels,
+            )
         )
         st.rerun()
 
