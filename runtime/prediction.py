@@ -38,6 +38,7 @@ class OutputOptions:
         convention: numbering of the labels; None follows the input's naming.
         overwrite: replace files that are ours.
         resume: leave out cases whose sidecar matches input, model and output.
+        preview, report: whether a picture and a page are to lie beside the label map.
     """
 
     directory: Path
@@ -45,11 +46,17 @@ class OutputOptions:
     convention: Convention | None = None
     overwrite: bool = False
     resume: bool = False
+    preview: bool = False
+    report: bool = False
 
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """The files of one case, decided and checked before any work is spent on them."""
+    """The files of one case, decided and checked before any work is spent on them.
+
+    Attributes:
+        looked_at: those among ``preview`` and ``report`` that were asked for.
+    """
 
     labels: Path
     probabilities: Path
@@ -57,6 +64,7 @@ class OutputPlan:
     preview: Path
     report: Path
     other_labels: Path
+    looked_at: tuple[Path, ...]
     convention: Convention
     warnings: tuple[str, ...]
 
@@ -84,13 +92,17 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
     if convention is None:
         convention = Convention.BRATS2023
         warnings = ("the case does not say how its labels are numbered; written as brats2023",)
+    preview = options.directory / f"{case.case_id}_preview.png"
+    report = options.directory / f"{case.case_id}_report.html"
+    wanted = ((preview, options.preview), (report, options.report))
     plan = OutputPlan(
         labels=options.directory / name,
         probabilities=options.directory / f"{case.case_id}_prob.nii.gz",
         sidecar=options.directory / f"{case.case_id}.json",
-        preview=options.directory / f"{case.case_id}_preview.png",
-        report=options.directory / f"{case.case_id}_report.html",
+        preview=preview,
+        report=report,
         other_labels=options.directory / other,
+        looked_at=tuple(path for path, asked in wanted if asked),
         convention=convention,
         warnings=warnings,
     )
@@ -126,7 +138,7 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
 
 def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[str, Any]) -> bool:
     """Whether the sidecar says that this very input, model and settings made the label map that
-    lies there.
+    lies there, and whatever was asked for lies beside it.
     """
     try:
         sidecar = json.loads(plan.sidecar.read_bytes())
@@ -138,6 +150,7 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and sidecar["output"]["file"] == plan.labels.name
             and sidecar["output"]["sha256"] == sha256_of(plan.labels.read_bytes())
             and (plan.probabilities.is_file() or not settings.get("probabilities"))
+            and all(path.is_file() for path in plan.looked_at)
             and sidecar["inputs"]
             == {
                 modality: {"sha256": sha256_of(source.path.read_bytes())}

@@ -454,6 +454,26 @@ def test_a_report_is_written_beside_and_goes_with_its_label_map(infer: Any, case
     assert sorted(path.name for path in out.iterdir()) == ["X.json", "X_seg.nii.gz"]
 
 
+def test_resuming_makes_the_pictures_that_an_earlier_run_left_out(
+    infer: Any, case_dir: Path
+) -> None:
+    _, _, out = infer(case_dir)
+    labels = (out / "X_seg.nii.gz").read_bytes()
+    code, err, _ = infer(case_dir, "--resume", "--report", "--preview")
+    assert code == 0
+    assert "already done" not in err
+    assert (out / "X_seg.nii.gz").read_bytes() == labels
+    assert json.loads((out / "X.json").read_text())["output"]["sha256"] in (
+        out / "X_report.html"
+    ).read_text(encoding="utf-8")
+    assert "already done" in infer(case_dir, "--resume", "--report", "--preview")[1]
+    # As after a run that was killed between the two.
+    (out / "X_preview.png").unlink()
+    assert "already done" in infer(case_dir, "--resume", "--report")[1]
+    assert "already done" not in infer(case_dir, "--resume", "--report", "--preview")[1]
+    assert (out / "X_preview.png").is_file()
+
+
 def test_a_report_that_a_killed_run_left_is_known_as_ours(infer: Any, case_dir: Path) -> None:
     _, _, out = infer(case_dir, "--report", "--quiet")
     (out / "X.json").unlink()

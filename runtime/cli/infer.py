@@ -71,7 +71,8 @@ class InferArgs:
     overwrite: bool = False
     """Replace earlier predictions (only files that this toolkit wrote)."""
     resume: bool = False
-    """Leave out cases whose earlier prediction still matches input, model and settings."""
+    """Leave out cases whose earlier prediction still matches input, model and settings, and has
+    the pictures asked for."""
     check: bool = False
     """Look at the case files and say what is wrong with them; segment nothing."""
     quiet: bool = False
@@ -141,7 +142,13 @@ def _segment(
             soft_wrap=True,
         )
     output = OutputOptions(
-        options.output, options.submission, options.labels, options.overwrite, options.resume
+        options.output,
+        options.submission,
+        options.labels,
+        options.overwrite,
+        options.resume,
+        options.preview,
+        options.report,
     )
     jobs = plan_jobs(cases, output)
     check_writable(options.output)
