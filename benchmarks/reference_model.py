@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from export.half_weights import is_halved
 from runtime import DISCLAIMER
 from runtime.atomic import replace_directory, write_bytes, write_json, write_text
 from runtime.model_dir import (
@@ -23,6 +24,7 @@ from runtime.model_dir import (
     ModelDir,
     manifest_of,
 )
+from train.split import patient_of
 
 BAR: Final = 0.72
 REGIONS: Final = ("WT", "TC", "ET")
@@ -97,17 +99,24 @@ def make(model_dir: Path, run: Path, scores_2020: Path, scores_2023: Path, out: 
     """Write the built-in model to ``out``; returns its mean Dice.
 
     Raises:
-        SystemExit: the model misses the bar, is not better than the one at ``out``, or was scored
-            on a case that took part in its training.
+        SystemExit: the model misses the bar, is not better than the one at ``out``, was scored
+            on a patient who took part in its training, or does not store its weights in fp16; or
+            the scores are not of the profiles and of the same cases.
     """
     model = ModelDir.open(model_dir)
     whole, lesions = (json.loads(path.read_text()) for path in (scores_2020, scores_2023))
     split = json.loads((run / "split.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
+    for scores, profile in ((whole, "brats2020"), (lesions, "brats2023")):
+        if scores["profile"] != profile:
+            raise SystemExit(f"scores by {scores['profile']}, expected {profile} in that place")
+    if set(whole["cases"]) != set(lesions["cases"]):
+        raise SystemExit("the two profiles have scored different cases, expected the same")
     mean = mean_dice(whole)
-    known = {*split["train"], *split["validation"]} & set(whole["cases"])
+    used = {patient_of(case_id) for case_id in (*split["train"], *split["validation"])}
+    known = [case_id for case_id in sorted(whole["cases"]) if patient_of(case_id) in used]
     if known:
-        raise SystemExit(f"scored on cases that it was trained with: {', '.join(sorted(known))}")
+        raise SystemExit(f"scored on patients that it was trained with: {', '.join(known)}")
     if mean < BAR:
         raise SystemExit(f"mean Dice {mean:.4f}, expected {BAR} or more; train longer")
     there = out / FIGURES
@@ -117,12 +126,17 @@ def make(model_dir: Path, run: Path, scores_2020: Path, scores_2023: Path, out: 
             raise SystemExit(f"mean Dice {mean:.4f}, expected more than the {before:.4f} of {out}")
     if model.verdict(ONNX_FP32) != "pass":
         raise SystemExit(f"{model_dir}: the certificate does not pass")
+    if not is_halved(model.read(ONNX_FP32)):
+        raise SystemExit(f"{model_dir}: weights in fp32, expected brats-export --half-weights")
     card = json.loads(model.read(CARD))
     figures = {
         "scores": {"brats2020": whole, "brats2023": lesions},
         "training": {
             **card["training"],
-            "arguments": _without_paths(environment["arguments"]),
+            "commands": [
+                _without_paths(one["arguments"])
+                for one in (*reversed(environment.get("earlier", [])), environment)
+            ],
             **{name: environment[name] for name in ("packages", "revision", "cores", "device")},
         },
         "split": split,
@@ -154,8 +168,9 @@ def make(model_dir: Path, run: Path, scores_2020: Path, scores_2023: Path, out: 
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:
-    """Arguments of the run, folders reduced to their names."""
-    return [Path(one).name if one.startswith("/") else one for one in arguments]
+    """Arguments of a command, folders reduced to their names."""
+    words = [word for one in arguments for word in (one.split("=", 1) if one[:1] == "-" else [one])]
+    return [Path(word).name if word.startswith("/") else word for word in words]
 
 
 def main(args: Sequence[str]) -> None:

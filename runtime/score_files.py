@@ -69,6 +69,13 @@ def _check_distinct(places: list[tuple[str, Path]]) -> None:
 
 def _check_file(path: Path, is_ours: Callable[[Path], bool]) -> None:
     _refuse_folder(path)
+    if is_nifti(path):
+        raise UsageError(
+            path,
+            found="a name of an image",
+            expected="a name for scores, such as scores.json or scores.csv",
+            remedy="choose another name",
+        )
     if path.parent.is_dir():
         for neighbour in path.parent.iterdir():
             if is_nifti(neighbour) and path.name == f"{case_id_of(neighbour)}.json":
@@ -97,7 +104,7 @@ def _refuse_folder(path: Path) -> None:
 def _is_our_json(path: Path) -> bool:
     try:
         value = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     # The evaluation of brats-train has all but the last.
     keys = {"profile", "cases", "summary", "missing_count_as"}

@@ -15,6 +15,7 @@ from runtime.errors import UsageError
 from runtime.phantom import Enhancement, write_phantoms
 from tests.ddp_worker import train as ten_steps
 from train.checkpoint import Architecture, load_checkpoint
+from train.cli import main
 from train.distributed import ALONE, World, place
 from train.sampler import Draw, EpochSampler
 
@@ -126,8 +127,9 @@ def _ranks(*command: str) -> list[tuple[int, str]]:
 
 
 ONE_FAILS = """
-import os, signal, sys
+import errno, os, signal, sys
 import torch
+from runtime.cli.console import as_ours
 from runtime.errors import BratsError, ComputeError, OutputError
 from train.checkpoint import Architecture
 from train.config import TrainConfig
@@ -154,6 +156,8 @@ def run():
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "disk":
                 raise OutputError("last.pt", found="no space", expected="some", remedy="free some")
+            if kind == "system":
+                raise OSError(errno.ENOSPC, "No space left on device", "events.out")
             if kind == "bug":
                 raise ZeroDivisionError("a bug of ours")
         if kind == "both":
@@ -164,9 +168,9 @@ torch.set_num_threads(1)
 try:
     with joined(world, torch.device("cpu")):
         run()
-except BratsError as error:
-    print("said:", error, file=sys.stderr)
-    sys.exit(error.exit_code)
+except (BratsError, OSError) as error:
+    print("said:", as_ours(error), file=sys.stderr)
+    sys.exit(as_ours(error).exit_code)
 """
 
 
@@ -186,6 +190,7 @@ def one_fails(tmp_path_factory: pytest.TempPathFactory) -> str:
             marks=pytest.mark.slow,
         ),
         ("disk", 0, 7, "last.pt: found no space"),
+        ("system", 1, 7, "events.out: found No space left on device"),
     ],
 )
 def test_whoever_fails_alone_speaks_alone(
@@ -246,6 +251,28 @@ def test_every_world_steps_on_the_same_patches(size: int, batch: int, accumulate
         steps.append(sorted(case for share in shares for case in share[start : start + batch]))
     # Blocks of four, 37 patches: eight blocks make four steps, five patches are left out.
     assert steps == [list(range(first, first + 4)) for first in range(0, 32, 4)]
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(None, True), ("0", True), ("1", False)])
+def test_before_they_meet_the_first_of_each_machine_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: str | None,
+    speaks: bool,
+) -> None:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", "5")
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("train.voice.LAST_WORD", 0.0)
+    code: object
+    try:
+        code = main(["--train.lr", "nan"])
+    except SystemExit as left:
+        code = left.code
+    assert code == 2
+    assert ("--train.lr: found nan" in capsys.readouterr().err) == speaks
 
 
 def test_an_epoch_must_be_long_enough_for_everybody() -> None:

@@ -181,6 +181,21 @@ def test_a_file_cannot_be_the_folder_of_plots(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_scores_are_never_called_an_image(
+    tmp_path: Path,
+    predictions: Path,
+    truth: Path,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+) -> None:
+    """It would be the next prediction of that folder."""
+    unreadable(predictions)
+    for name in ("C_seg.nii.gz", "C.nii"):
+        assert run(predictions, truth, flag, tmp_path / name) == 2
+        assert f"{tmp_path / name}: found a name of an image" in one_sentence(capsys)
+
+
 @pytest.mark.parametrize(
     ("flag", "name"), [("--json", "s.json"), ("--csv", "s.csv"), ("--plots", "volumes.png")]
 )
@@ -196,7 +211,7 @@ def test_a_file_of_somebody_else_is_never_overwritten(
     path = tmp_path / name
     for content in (
         b"", b"mine\n", b"case,mine\n", b"[]", b"\x89PNG\r\n", b"\xff\xfe",
-        b'{"schema": 1, "case_id": "A", "convention": "brats2020"}',
+        b'{"schema": 1, "case_id": "A", "convention": "brats2020"}', b"[" * 100_000,
         # What brats-train writes of its validation cases.
         b'{"checkpoint": "best.pt", "profile": "brats2023", "cases": {}, "summary": {}}',
     ):  # fmt: skip

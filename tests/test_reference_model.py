@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 
 from benchmarks.reference_model import licence, make, mean_dice, table
+from export.half_weights import halve_weights, is_halved
 from runtime.errors import InputError
-from runtime.model_dir import ModelDir, find_model, manifest_of
+from runtime.model_dir import ModelDir, find_model, manifest_of, sha256_of
 
 
 @pytest.fixture
@@ -66,51 +68,90 @@ def parts(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
     model = Path(shutil.copytree(tiny_model, tmp_path / "export"))
     run = tmp_path / "run"
     run.mkdir()
-    split = {"train": ["A", "B"], "validation": ["C"], "excluded": ["D"], "sha256": "0"}
+    split = {
+        "train": ["A", "B", "BraTS-GLI-00008-000"],
+        "validation": ["C"],
+        "excluded": ["D"],
+        "sha256": "0",
+    }
     (run / "split.json").write_text(json.dumps(split))
-    environment = {"arguments": ["--data", "/somewhere/data"], "packages": {}, "revision": "r"}
-    (run / "environment.json").write_text(json.dumps(environment | {"cores": 2, "device": "x"}))
+    environment = {
+        "arguments": ["--resume", "-o=/somewhere/runs"],
+        "earlier": [{"arguments": ["--data", "/somewhere/data", "--train.lr", "3e-3"]}],
+        **{"packages": {}, "revision": "r", "cores": 2, "device": "x"},
+    }
+    (run / "environment.json").write_text(json.dumps(environment))
     return {"model": model, "run": run, "out": tmp_path / "out"}
 
 
-def scores(path: Path, dice: float, case: str = "D") -> Path:
+def scores(path: Path, dice: float, case: str = "D") -> tuple[Path, Path]:
+    """The same figures by both profiles, in two files."""
     region = {"dice": dice, "hd95": 1.0}
     summary = {"dice": {"mean": dice, "interval": [dice, dice]}, "hd95": {"mean": 1.0}}
     names = ("WT", "TC", "ET")
-    path.write_text(
-        json.dumps(
-            {
-                "cases": {case: dict.fromkeys(names, region)},
-                "summary": dict.fromkeys(names, summary),
-            }
-        )
-    )
-    return path
+    found = {
+        "cases": {case: dict.fromkeys(names, region)},
+        "summary": dict.fromkeys(names, summary),
+    }
+    lesions = path.with_suffix(".2023.json")
+    path.write_text(json.dumps(found | {"profile": "brats2020"}))
+    lesions.write_text(json.dumps(found | {"profile": "brats2023"}))
+    return path, lesions
 
 
 @pytest.mark.parametrize(
     ("dice", "case", "found"),
     [
         (0.719, "D", "mean Dice 0.7190, expected 0.72"),
-        (0.9, "A", "scored on cases that it was trained with: A"),
-        (0.9, "C", "scored on cases that it was trained with: C"),
+        (0.9, "A", "scored on patients that it was trained with: A"),
+        (0.9, "C", "scored on patients that it was trained with: C"),
+        (0.9, "BraTS-GLI-00008-001", "trained with: BraTS-GLI-00008-001"),
         (0.9, "D", "the certificate does not pass"),
     ],
 )
 def test_what_does_not_deserve_it_is_not_built_in(
     parts: dict[str, Path], tmp_path: Path, dice: float, case: str, found: str
 ) -> None:
-    path = scores(tmp_path / "scores.json", dice, case)
+    files = scores(tmp_path / "scores.json", dice, case)
     with pytest.raises(SystemExit, match=found):
-        make(parts["model"], parts["run"], path, path, parts["out"])
+        make(parts["model"], parts["run"], *files, parts["out"])
     assert not parts["out"].exists()
 
 
-def passing(model: Path) -> None:
-    """Let the certificate pass and the card say how the network was trained."""
+def test_scores_of_another_profile_or_of_other_cases_are_refused(
+    parts: dict[str, Path], tmp_path: Path
+) -> None:
+    passing(parts["model"])
+    whole, lesions = scores(tmp_path / "scores.json", 0.8)
+    _, others = scores(tmp_path / "others.json", 0.8, "E")
+    for files, found in (
+        ((lesions, whole), "scores by brats2023, expected brats2020"),
+        ((whole, whole), "scores by brats2020, expected brats2023"),
+        ((whole, others), "different cases"),
+    ):
+        with pytest.raises(SystemExit, match=found):
+            make(parts["model"], parts["run"], *files, parts["out"])
+    assert not parts["out"].exists()
+
+
+def test_weights_in_fp32_are_refused(
+    parts: dict[str, Path], tmp_path: Path, tiny_model: Path
+) -> None:
+    passing(parts["model"], half=False)
+    assert not is_halved((parts["model"] / "model.onnx").read_bytes())
+    with pytest.raises(SystemExit, match="expected brats-export --half-weights"):
+        make(parts["model"], parts["run"], *scores(tmp_path / "s.json", 0.8), parts["out"])
+
+
+def passing(model: Path, half: bool = True) -> None:
+    """Halve the weights, let the certificate pass, and the card say how they were trained."""
+    graph = model / "model.onnx"
+    if half:
+        graph.write_bytes(halve_weights(onnx.load(graph)).SerializeToString())
     certificate = json.loads((model / "parity.json").read_text())
     for entry in certificate["artefacts"]:
         entry["verdict"] = "pass"
+        entry["sha256"] = sha256_of((model / entry["file"]).read_bytes())
     (model / "parity.json").write_text(json.dumps(certificate))
     card = json.loads((model / "card.json").read_text())
     card["training"] = {"cases": 2, "epochs": 3, "patches": 4000, "precision": "bf16"}
@@ -122,9 +163,9 @@ def test_what_deserves_it_is_built_in_with_terms_figures_and_card(
     parts: dict[str, Path], tmp_path: Path
 ) -> None:
     passing(parts["model"])
-    path = scores(tmp_path / "scores.json", 0.8)
+    files = scores(tmp_path / "scores.json", 0.8)
     out = parts["out"]
-    assert make(parts["model"], parts["run"], path, path, out) == pytest.approx(0.8)
+    assert make(parts["model"], parts["run"], *files, out) == pytest.approx(0.8)
     made = ModelDir.open(out)
     assert set(made.hashes) == {
         *("model.onnx", "card.json", "parity.json"),
@@ -132,11 +173,15 @@ def test_what_deserves_it_is_built_in_with_terms_figures_and_card(
     }
     found = json.loads((out / "figures.json").read_text())
     assert mean_dice(found["scores"]["brats2020"]) == pytest.approx(0.8)
-    assert found["training"]["arguments"] == ["--data", "data"]
+    assert found["training"]["commands"] == [
+        ["--data", "data", "--train.lr", "3e-3"],
+        ["--resume", "-o", "runs"],
+    ]
     assert table(found["scores"]["brats2020"]) in (out / "README.md").read_text()
     terms = (out / "LICENSE-WEIGHTS").read_text()
     assert terms == licence(found["split"], ["D"])
     assert [line.strip() for line in terms.splitlines() if len(line.strip()) == 1] == [*"ABCD"]
+    assert "  BraTS-GLI-00008-000" in terms
     assert "2 cases trained it for 3 epochs (4,000 patches" in (out / "README.md").read_text()
 
 
@@ -146,9 +191,9 @@ def test_one_that_is_no_better_does_not_replace_it(
 ) -> None:
     passing(parts["model"])
     first = scores(tmp_path / "first.json", 0.8)
-    make(parts["model"], parts["run"], first, first, parts["out"])
+    make(parts["model"], parts["run"], *first, parts["out"])
     before = ModelDir.open(parts["out"]).hashes
-    path = scores(tmp_path / "scores.json", dice)
+    files = scores(tmp_path / "scores.json", dice)
     with pytest.raises(SystemExit, match="expected more than the"):
-        make(parts["model"], parts["run"], path, path, parts["out"])
+        make(parts["model"], parts["run"], *files, parts["out"])
     assert ModelDir.open(parts["out"]).hashes == before

@@ -10,7 +10,7 @@ from runtime.case import Case, find_cases
 from runtime.errors import InputError
 from runtime.labels import MODALITIES
 from train import copies
-from train.cases import check_held_out, find_labelled
+from train.cases import check_held_out, find_labelled, find_split
 from train.cli import main
 from train.copies import check_copies
 from train.split import Split
@@ -101,6 +101,34 @@ def test_cases_on_neither_side_are_said(make: MakeCase, tmp_path: Path) -> None:
     assert line == "1 train, 1 validate; left out: 2 in neither (B, D)"
 
 
+# What a run that is gone on with needs
+
+
+def test_only_the_cases_of_a_split_are_looked_for(make: MakeCase, tmp_path: Path) -> None:
+    for name in ("A", "B", "C"):
+        make(name)
+    make("New", labelled=False)
+    make("deep/New")
+    root, split = tmp_path / "data", Split(("A",), ("C",))
+    found = find_split(root, (), split)
+    assert (_ids(found.labelled), found.excluded, found.unlabelled) == (["A", "C"], (), ())
+    shutil.rmtree(root / "B")
+    shutil.rmtree(root / "C")
+    assert _ids(find_split(root, (), split).labelled) == ["A"]
+
+
+def test_a_case_of_a_split_must_be_as_it_was(make: MakeCase, tmp_path: Path) -> None:
+    make("A")
+    make("A-2", labelled=False)
+    root, split = tmp_path / "data", Split(("A",), ())
+    find_split(root, (), split)
+    with pytest.raises(InputError, match=r"case A-2 without a label map.*put it back"):
+        find_split(root, (), Split(("A",), ("A-2",)))
+    make("elsewhere/A")
+    with pytest.raises(InputError, match="case A once more"):
+        find_split(root, (), split)
+
+
 # What is held out
 
 
@@ -114,7 +142,8 @@ def test_a_patient_is_held_out_with_all_visits(make: MakeCase, tmp_path: Path) -
             check_held_out(split, [held_out])
         text = str(caught.value)
         assert f"{same} of the same patient in {side}" in text
-        assert "--exclude BraTS-GLI-00008-001,BraTS-GLI-00008-000" in text
+        # The list that is there stays: what it holds out must not come back.
+        assert f"exclude both (add {same} to --exclude)" in text
     check_held_out(Split((other,), ()), [held_out])
 
 
@@ -156,7 +185,7 @@ def test_one_case_under_two_names_is_found(make: MakeCase, tmp_path: Path) -> No
         check_copies(cases)
     text = str(caught.value)
     assert "the images of case C are those of case A" in text
-    assert "--exclude A,C" in text
+    assert "exclude both (add A,C to --exclude)" in text
     # One modality alone does not make it the same case.
     (tmp_path / "data" / "C" / "C_t2.nii").write_text("another")
     check_copies(cases)
@@ -172,7 +201,7 @@ def test_a_copy_of_what_is_held_out_is_found(make: MakeCase, tmp_path: Path) -> 
         check_copies(found.labelled, found.excluded)
     text = str(caught.value)
     assert "the images of case A are those of C, which is excluded" in text
-    assert "--exclude C,A" in text
+    assert "exclude both (add A to --exclude)" in text
     # Those that are held out may be each other's.
     found = find_labelled(tmp_path / "data", exclude=["A", "C", "D"])
     check_copies(found.labelled, found.excluded)

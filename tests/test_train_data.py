@@ -17,7 +17,7 @@ import torch
 
 from runtime.case import Case, find_cases
 from runtime.errors import InputError
-from runtime.labels import MODALITIES, Label
+from runtime.labels import MODALITIES, Convention, Label
 from runtime.model_card import ModelCard
 from runtime.nifti import load
 from runtime.ops.numpy import NumpyOps
@@ -28,7 +28,7 @@ from train import data
 from train.augment_torchio import PatchAugment
 from train.cases import find_labelled
 from train.config import AugmentConfig, SamplingConfig, SplitConfig
-from train.data import CachedCase, cached, check_prepared
+from train.data import CachedCase, cached, check_held_out_images, check_prepared
 from train.patches import PatchDataset, patch_loader
 from train.sampler import EpochSampler, GridSampler, RandomSampler
 from train.split import make_split, patient_of, read_split
@@ -191,6 +191,68 @@ def test_one_case_under_two_names_is_refused(root: Path, tmp_path: Path) -> None
         path.unlink()
     with pytest.raises(InputError, match="images of case BraTSPhantom_0009 are those of case Bra"):
         cached(find_labelled(tmp_path / "in").labelled, CARD, tmp_path / "cache")
+
+
+def _unpacked(case: Case, folder: Path) -> Case:
+    """The same images in files that are not packed, without truth."""
+    folder.mkdir(parents=True)
+    for source in case.images.values():
+        name = source.path.name.replace(case.case_id, folder.name).removesuffix(".gz")
+        (folder / name).write_bytes(gzip.decompress(source.path.read_bytes()))
+    return find_cases(folder)[0]
+
+
+def test_what_is_held_out_is_known_however_it_is_stored(
+    cases: list[Case],
+    entries: list[CachedCase],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copy = _unpacked(cases[1], tmp_path / "in" / "Held")
+    cache = tmp_path / "cache"
+    others = [(case, entry) for case, entry in zip(cases, entries, strict=True) if case != cases[1]]
+    check_held_out_images(*zip(*others, strict=True), [copy], CARD, cache)
+    name = cases[1].case_id
+    match = f"images of case {name} are those of Held, which is excluded.*add {name} to"
+    with pytest.raises(InputError, match=match):
+        check_held_out_images(cases, entries, [copy], CARD, cache)
+
+    # Only a hash is kept of it, and it is not prepared again.
+    (kept,) = (cache / "held_out").iterdir()
+    assert kept.stat().st_size < 200
+
+    def never(*_: object) -> None:
+        raise AssertionError("prepared")
+
+    monkeypatch.setattr(data, "prepare", never)
+    with pytest.raises(InputError, match=match):
+        check_held_out_images(cases, entries, [copy], CARD, cache)
+    # One that cannot be read holds nothing out.
+    copy.images["t1"].path.write_bytes(b"damaged")
+    monkeypatch.undo()
+    check_held_out_images(cases, entries, [copy], CARD, cache)
+
+
+def test_labels_of_two_meanings_are_refused_whatever_was_prepared_before(
+    cases: list[Case], tmp_path: Path
+) -> None:
+    """1, 2, 3 and 4 in a case of 2023: fine while that is assumed, not where it is said."""
+    folder = tmp_path / "in" / "BraTS-GLI-00001-000"
+    folder.mkdir(parents=True)
+    names = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w"}
+    for modality, source in cases[0].images.items():
+        shutil.copy(source.path, folder / f"{folder.name}-{names[modality]}.nii.gz")
+    assert cases[0].labels is not None
+    truth = nib.load(cases[0].labels)
+    labels = np.asarray(truth.dataobj).astype(np.uint8)
+    labels[labels == 4] = 3
+    labels[tuple(np.argwhere(labels == 3)[0])] = 4
+    nib.Nifti1Image(labels, truth.affine).to_filename(folder / f"{folder.name}-seg.nii.gz")
+    case = find_cases(folder)[0]
+    cached([case], CARD, tmp_path / "cache")
+    for cache in ("cache", "empty"):
+        with pytest.raises(InputError, match=r"found .*4"):
+            cached([case], CARD, tmp_path / cache, Convention.BRATS2023)
 
 
 def test_a_copy_in_the_cache_is_found_without_preparing_it(

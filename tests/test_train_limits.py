@@ -198,6 +198,35 @@ def test_a_run_whose_evaluation_is_missing_is_evaluated_under_a_limit_too(
     assert value["shortened"].startswith("Shortened: 0 s of the time limit were left")
 
 
+def test_a_validation_that_the_clock_cuts_short_chooses_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The easier case alone must not stand above both, though its mean is higher."""
+    seen: list[str] = []
+    worse = {"now": 0.0}
+
+    def scored(*_: object) -> dict[str, float]:
+        # The first of two cases is easy; every epoch is a little worse than the one before.
+        value = (0.9 if len(seen) % 2 == 0 else 0.3) - worse["now"]
+        seen.append("case")
+        return dict.fromkeys(SCORED, value)
+
+    def overdue(self: Pace, to_score: int = 0) -> bool:
+        # In the second validation, after its first case.
+        worse["now"] = 0.05 if len(seen) >= 2 else 0.0
+        return len(seen) == 3 and not to_score
+
+    monkeypatch.setattr(train.loop, "dice_of", scored)
+    monkeypatch.setattr(Pace, "overdue", overdue)
+    flags = ("--validation.limit", "2", "--train.epochs", "2")
+    assert _train(data, tmp_path, "--name", "one", *flags) == 0
+    run = RunDir(tmp_path / "one")
+    rows = run.history.read_text().splitlines()
+    assert [row.rpartition(",")[2] for row in rows] == ["dice_mean", "0.6", "0.85"]
+    assert load_checkpoint(run.best).epoch == 1
+    assert load_checkpoint(run.last).progress["best"] == pytest.approx(0.6)
+
+
 def test_a_run_whose_time_is_up_is_done(
     data: Path, short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

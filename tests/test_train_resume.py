@@ -129,6 +129,30 @@ def test_a_run_without_its_split_says_so(
     assert "split.file" not in error
 
 
+def test_other_cases_do_not_stop_a_run_and_a_damaged_record_is_kept(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    write_phantoms(root, 3, seed=5, shape=(40, 40, 40), enhancement=Enhancement.RIM)
+    folders = ["-d", str(root), "-o", str(tmp_path)]
+    excluded = sorted(path.name for path in root.iterdir())[-1]
+    assert main([*TINY, *folders, "--name", "one", "--exclude", excluded, "--quiet"]) == 0
+    run = RunDir(tmp_path / "one")
+    # Gone since, and new since, still without its truth.
+    shutil.copytree(root / excluded, root / "New")
+    for path in (root / "New").iterdir():
+        if "seg" in path.name:
+            path.unlink()
+        else:
+            path.rename(path.with_name(path.name.replace(excluded, "New")))
+    shutil.rmtree(root / excluded)
+    for damaged in ('{"arguments": [', '{"earlier": 3}'):
+        run.environment.write_text(damaged)
+        before = load_checkpoint(run.last).epoch
+        flags = ["--train.epochs", str(before + 1), "--quiet"]
+        assert main(["--resume", "--name", "one", *folders, *flags]) == 0
+        assert load_checkpoint(run.last).epoch == before + 1
+        assert json.loads(run.environment.read_text())["earlier"] == [{"unreadable": damaged}]
+
+
 def test_what_the_labels_mean_stays(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

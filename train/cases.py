@@ -1,5 +1,6 @@
 """Which cases a run may use: found, left out, held out, each once."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,35 @@ def find_labelled(root: Path, channels: Sequence[str] = (), exclude: Sequence[st
     )
 
 
+def find_split(root: Path, channels: Sequence[str], split: Split) -> Found:
+    """Find the cases of a split below ``root``; whatever else has come to lie there is left out.
+
+    Those that are not there are missing from the result.
+
+    Raises:
+        InputError: no case, or one of the split without a label map, there twice or damaged.
+        UsageError: channels that nothing names.
+    """
+    wanted = {*split.train, *split.validation}
+    problems: list[InputError] = []
+    found = find_cases(root, channels or None, problems)
+    # What is wrong with other cases is not this run's trouble.
+    named = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in wanted))
+    for problem in problems:
+        if wanted and named.search(str(problem)):
+            raise problem
+    cases = [case for case in found if case.case_id in wanted]
+    for case in cases:
+        if case.labels is None:
+            raise InputError(
+                case.folder,
+                found=f"case {case.case_id} without a label map",
+                expected="the truth that it had when the run was begun",
+                remedy="put it back, or begin another run",
+            )
+    return Found(tuple(cases))
+
+
 def check_held_out(split: Split, excluded: Sequence[Case]) -> None:
     """Refuse a split that knows a patient who is held out by excluding one of the visits.
 
@@ -106,7 +136,7 @@ def check_held_out(split: Split, excluded: Sequence[Case]) -> None:
                     f"--exclude {case.case_id}",
                     found=f"{name} of the same patient in {side}",
                     expected="a patient held out with all visits",
-                    remedy=f"exclude both (--exclude {case.case_id},{name}), or neither",
+                    remedy=f"exclude both (add {name} to --exclude), or neither",
                 )
 
 

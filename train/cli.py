@@ -21,6 +21,7 @@ from train.config_check import check
 from train.config_file import DEFAULT_CONFIG, find_config, read_config
 from train.resume import existing_run, time_limit
 from train.run_dir import RunDir, new_run
+from train.voice import one_voice
 
 PROGRAM = "brats-train"
 Switch = tyro.conf.FlagCreatePairsOff[bool]
@@ -65,16 +66,19 @@ def main(args: Sequence[str] | None = None) -> int:
     rest_idle_threads()
     given = list(sys.argv[1:] if args is None else args)
     try:
-        with reader_may_leave():
-            if "--version" in given:
-                print(f"{PROGRAM} {__version__}")
-                return 0
-            arguments = parse(given)
-        check(arguments.keys)
+        with one_voice():
+            with reader_may_leave():
+                if "--version" in given:
+                    print(f"{PROGRAM} {__version__}")
+                    return 0
+                arguments = parse(given)
+            check(arguments.keys)
+            _check_minutes(arguments.max_minutes)
+            run = _run_dir(arguments)
     except BratsError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return error.exit_code
-    return run_command(lambda console: _run(arguments, given, console), quiet=arguments.quiet)
+    return run_command(lambda console: _run(arguments, given, run, console), quiet=arguments.quiet)
 
 
 def parse(given: Sequence[str]) -> Arguments:
@@ -110,21 +114,23 @@ def _tyro(given: Sequence[str], default: Arguments) -> Arguments:
     )
 
 
-def _run(arguments: Arguments, given: Sequence[str], console: Console) -> int:
-    # PyTorch takes seconds to import: a wrong flag or a missing run is told before that.
-    run = _run_dir(arguments)
-    if arguments.max_minutes is not None and not 0 < arguments.max_minutes < inf:
-        raise UsageError(
-            "--max-minutes",
-            found=f"{arguments.max_minutes:g}",
-            expected="a number above 0",
-            remedy="leave it out for no limit",
-        )
+def _run(arguments: Arguments, given: Sequence[str], run: RunDir, console: Console) -> int:
+    # PyTorch takes seconds to import: a wrong flag or a missing run has been told before that.
     if arguments.resume and _leads():
         console.print(f"going on with {run.path}", markup=False, highlight=False, soft_wrap=True)
     from train.session import train
 
     return train(arguments, given, run, console)
+
+
+def _check_minutes(minutes: float | None) -> None:
+    if minutes is not None and not 0 < minutes < inf:
+        raise UsageError(
+            "--max-minutes",
+            found=f"{minutes:g}",
+            expected="a number above 0",
+            remedy="leave it out for no limit",
+        )
 
 
 def _run_dir(arguments: Arguments) -> RunDir:

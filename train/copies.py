@@ -18,7 +18,8 @@ def check_copies(cases: Sequence[Case], excluded: Sequence[Case] = ()) -> None:
 
     Few files are read: only where all sizes are another case's too a sample of one file, and only
     where that is the same as well the whole of them. Images that are the same but stored in another
-    way are found when they have been prepared (`train.data.cached`).
+    way are found when they have been prepared (`cached` and `check_held_out_images` of
+    `train.data`).
 
     Args:
         cases: to train and to validate on.
@@ -43,7 +44,18 @@ def same_images(case: Case, other: str) -> InputError:
         found=f"the images of case {case.case_id} are those of case {other}",
         expected="each case once",
         remedy="remove one of the two from the data, or exclude both "
-        f"(--exclude {other},{case.case_id})",
+        f"(add {other},{case.case_id} to --exclude)",
+    )
+
+
+def held_out_images(case: Case, excluded: str) -> InputError:
+    """The error of a case whose images are those of the case ``excluded``."""
+    return InputError(
+        case.folder,
+        found=f"the images of case {case.case_id} are those of {excluded}, which is excluded",
+        expected="nothing of what is held out",
+        remedy=f"exclude both (add {case.case_id} to --exclude), or remove one of the two from the "
+        "data",
     )
 
 
@@ -106,13 +118,7 @@ def _error(same: Sequence[Case], held_out: set[str]) -> InputError:
     if len(used) > 1:
         return same_images(used[1], used[0].case_id)
     name = next(case.case_id for case in same if case.case_id in held_out)
-    return InputError(
-        used[0].folder,
-        found=f"the images of case {used[0].case_id} are those of {name}, which is excluded",
-        expected="nothing of what is held out",
-        remedy=f"exclude both (--exclude {name},{used[0].case_id}), or remove one of the two from "
-        "the data",
-    )
+    return held_out_images(used[0], name)
 
 
 def _alike(

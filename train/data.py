@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +22,12 @@ from runtime.model_card import ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
 from runtime.truth import load_truth
-from train.copies import digest, same_images
+from train.copies import digest, held_out_images, same_images
 
-CACHE_SCHEMA: Final = 5
+CACHE_SCHEMA: Final = 6
 _TUMOUR: Final = (Label.NCR, Label.ED, Label.ET)
 _RECORD: Final = "case.json"
+_HELD_OUT: Final = "held_out"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,57 @@ def check_prepared(
             _check_distinct([case for case, _ in same], [entry for _, entry in same])
 
 
+def check_held_out_images(
+    cases: Sequence[Case],
+    entries: Sequence[CachedCase],
+    excluded: Sequence[Case],
+    card: ModelCard,
+    cache: Path,
+) -> None:
+    """Refuse prepared cases whose images are those of an excluded one, however they are stored.
+
+    Excluded cases are prepared as the others are, but only the hash of their voxels is kept, in
+    ``cache``. One that cannot be read or does not suit the model holds nothing out.
+
+    Args:
+        cases: to train and to validate on.
+        entries: of ``cases``, from `cached`.
+        excluded: held out.
+        card, cache: as for `cached`.
+
+    Raises:
+        InputError: names both cases.
+        OutputError: the cache cannot be written.
+    """
+    used = {entry.content: case for case, entry in zip(cases, entries, strict=True)}
+    with ThreadPoolExecutor(max(1, min(4, os.cpu_count() or 1))) as pool:
+        contents = list(pool.map(lambda case: _content(case, card, cache), excluded))
+    for case, content in zip(excluded, contents, strict=True):
+        if content in used:
+            raise held_out_images(used[content], case.case_id)
+
+
+def _content(case: Case, card: ModelCard, cache: Path) -> str | None:
+    """`CachedCase.content` of a case without its label map; None where it cannot be prepared."""
+    try:
+        key = _key(replace(case, labels=None, convention=None), card, None)
+        path = cache / _HELD_OUT / f"{case.case_id}-{key[:16]}.json"
+        try:
+            return str(json.loads(path.read_bytes())["content"])
+        except (OSError, ValueError, KeyError, TypeError):
+            volume = nifti.load(case)
+        content = _content_of(prepare(volume, card, NumpyOps(), card.patch).voxels)
+    except InputError:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"content": content})
+    return content
+
+
+def _content_of(voxels: npt.NDArray[np.generic]) -> str:
+    return hashlib.sha256(voxels.astype(np.float16).tobytes()).hexdigest()
+
+
 def _check_distinct(cases: Sequence[Case], entries: Sequence[CachedCase]) -> None:
     """Refuse one patient's images under two names: both sides of a split would know them."""
     seen: dict[str, str] = {}
@@ -197,7 +249,8 @@ def _key(case: Case, card: ModelCard, convention: Convention | None) -> str:
         "schema": CACHE_SCHEMA,
         "images": images,
         "labels": digest(case.labels) if case.labels is not None else None,
-        "convention": str(convention or case.convention),
+        # Labels that could be of two conventions are refused unless theirs is named.
+        "convention": [str(convention or case.convention), convention is not None],
         "modalities": card.modalities,
         "orientation": card.orientation,
         "spacing_mm": card.spacing_mm,
@@ -223,7 +276,7 @@ def _write(folder: Path, prepared: Prepared, labels: LabelMap) -> None:
     record = {
         "shape": list(labels.shape),
         "counts": [len(part) for part in positions],
-        "content": hashlib.sha256(voxels.tobytes()).hexdigest(),
+        "content": _content_of(voxels),
         "bytes": {name: (folder / name).stat().st_size for name in arrays},
         "sha256": {name: digest(folder / name) for name in arrays},
     }

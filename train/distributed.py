@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from runtime.cli.console import as_ours
 from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, UsageError
+from train.voice import LAST_WORD
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -25,9 +27,6 @@ T = TypeVar("T")
 _TIMEOUT: Final = timedelta(hours=4)
 """How long a process waits for the others: they validate cases of very different sizes."""
 _VARIABLES: Final = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-_LAST_WORD: Final = 1.0
-"""Seconds that those who have nothing to say stay behind: as soon as one process has left with an
-error, torchrun ends all of them, also the one that is about to say which."""
 
 
 class _Sum(torch.autograd.Function):
@@ -232,7 +231,7 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
         gc.collect()
         dist.destroy_process_group()
         if silent:
-            sleep(_LAST_WORD)
+            sleep(LAST_WORD)
 
 
 def _failed_before(error: BaseException, notes: "Store", rank: int) -> int | None:
@@ -247,9 +246,14 @@ def _failed_before(error: BaseException, notes: "Store", rank: int) -> int | Non
     lost = isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "gloo" in str(error)
     )
-    code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-    if lost or isinstance(error, BratsError):
-        code = error.exit_code if isinstance(error, BratsError) else ComputeError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    elif lost:
+        code = ComputeError.exit_code
+    elif isinstance(error, BratsError | MemoryError | OSError):
+        code = as_ours(error).exit_code
+    else:
+        code = 1
     first = rank
     # Without torchrun the leader holds the notes: where it has gone, they have.
     with suppress(RuntimeError):

@@ -160,6 +160,9 @@ class Trainer:
         )
         if sentence:
             self._display.say(sentence)
+        overlap = f"overlap {self._config.validation.overlap:g}"
+        if self._progress.watch([*sorted(case.case_id for case in self._watched), overlap]):
+            self._display.say("validates otherwise than before: the best epoch is chosen anew")
         if leads and not self._job.run.last.is_file():
             # Whenever the run is killed from now on, it can be resumed.
             self._progress.clock = self._pace.state()
@@ -234,12 +237,18 @@ class Trainer:
         # Decided once, so that the last epoch is always validated.
         self._ending = self._pace.ends(row["epoch"])
         score: float | None = None
+        cut_short = False
         if self._watched and self._pace.validates(row["epoch"], self._ending):
             validation = self._validate(row["epoch"], board)
-            score = validation.score()
+            score = row["dice_mean"] = validation.score()
             row |= {f"dice_{name}": value for name, value in validation.mean().items()}
-            row["dice_mean"] = score
+            cut_short = len(validation.cases) < len(self._watched)
+            if cut_short and self._progress.best is not None:
+                # By the clock: the mean of a part is no match for that of all.
+                score = None
         best = self._progress.record(row, score, chooses=bool(self._job.validation))
+        if best and cut_short:
+            self._progress.watched = ("a part, for want of time",)
         self._progress.clock = self._pace.state()
         if best:
             self._best = self._segmented

@@ -54,7 +54,8 @@ def time_limit(run: RunDir) -> float | None:
     try:
         newest = json.loads(run.environment.read_text())
         for made_with in (newest, *newest.get("earlier", [])):
-            words = [part for word in made_with["arguments"] for part in word.split("=", 1)]
+            given = made_with.get("arguments", ())
+            words = [part for word in given for part in word.split("=", 1)]
             for flag, value in pairwise(words):
                 if flag.replace("_", "-") == "--max-minutes":
                     return float(value)

@@ -12,13 +12,13 @@ from runtime.atomic import write_json
 from runtime.case import Case
 from runtime.errors import BratsError, UsageError
 from train import device as devices
-from train.cases import check_held_out, find_labelled
+from train.cases import check_held_out, find_labelled, find_split
 from train.cli import Arguments
 from train.config import Config
 from train.config_check import check_unchanged
 from train.config_file import read_config, to_yaml, write_config
 from train.copies import check_copies
-from train.data import CachedCase, cached, check_prepared
+from train.data import CachedCase, cached, check_held_out_images, check_prepared
 from train.display import Display
 from train.distributed import World, joined, place
 from train.dry_run import dry_run
@@ -28,6 +28,7 @@ from train.provenance import provenance
 from train.run_dir import RunDir, claimed
 from train.schedule import TimeBudget
 from train.split import Split, make_split, read_split
+from train.voice import one_voice
 
 
 def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Console) -> int:
@@ -47,10 +48,12 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
     """
     minutes = arguments.max_minutes
     budget = TimeBudget(None if minutes is None else minutes * 60)
-    config, world = arguments.keys, place()
-    compute = devices.choose(
-        config.device, config.train.precision, config.threads, world.local_rank
-    )
+    config = arguments.keys
+    with one_voice():
+        world = place()
+        compute = devices.choose(
+            config.device, config.train.precision, config.threads, world.local_rank
+        )
     if compute.device.type == "cpu":
         keep_freed_memory()
     quiet = arguments.quiet or not world.leads
@@ -64,7 +67,7 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
         shared = f", {world.size} processes" if world.size > 1 else ""
         console.print(f"[bold]{run.path}[/] on {compute.device} ({compute.precision}){shared}")
         console.print(to_yaml(config).rstrip(), markup=False, highlight=False, soft_wrap=True)
-        split, chosen = world.together(lambda: _cases(arguments, run, console))
+        split, chosen, excluded = world.together(lambda: _cases(arguments, run, console))
         if arguments.dry_run:
             if world.leads:
                 dry_run(config, chosen, split, compute, console)
@@ -80,7 +83,7 @@ def train(arguments: Arguments, given: Sequence[str], run: RunDir, console: Cons
         with Display(console, quiet) as display:
 
             def ready() -> Trainer:
-                prepared = _prepared(chosen, config, _cache(arguments), world, display)
+                prepared = _prepared(chosen, excluded, config, _cache(arguments), world, display)
                 job = Job(
                     config=config,
                     run=run,
@@ -116,24 +119,27 @@ def _fit(
     trainer.fit()
 
 
-def _cases(arguments: Arguments, run: RunDir, console: Console) -> tuple[Split, list[Case]]:
-    """The split, and its cases, those to train on first."""
+def _cases(
+    arguments: Arguments, run: RunDir, console: Console
+) -> tuple[Split, list[Case], tuple[Case, ...]]:
+    """The split, its cases, those to train on first, and those that must not be among them."""
     config = arguments.keys
+    root = Path(config.data)
     if arguments.resume:
         check_unchanged(read_config(run.config), config)
-    found = find_labelled(Path(config.data), config.channels, config.split.exclude)
-    for line in found.lines(config.data):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if arguments.resume:
         split = read_split(run.split, "put back the run's own split.json, or begin another run")
+        found = find_split(root, config.channels, split)
     else:
+        found = find_labelled(root, config.channels, config.split.exclude)
         split = make_split([case.case_id for case in found.labelled], config.split, config.seed)
         check_held_out(split, found.excluded)
+    for line in found.lines(config.data):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     chosen = _chosen(split, found.labelled, run, config)
     console.print(found.split_line(split), markup=False, highlight=False, soft_wrap=True)
-    check_copies(chosen, () if arguments.resume else found.excluded)
+    check_copies(chosen, found.excluded)
     check_prepared(chosen, config.card("cache"), _cache(arguments), config.convention())
-    return split, chosen
+    return split, chosen, found.excluded
 
 
 def _cache(arguments: Arguments) -> Path:
@@ -142,14 +148,25 @@ def _cache(arguments: Arguments) -> Path:
 
 def _record(run: RunDir, config: Config, split: Split, made_with: dict[str, Any]) -> None:
     """What the run is made of; how it was begun stays when it is gone on with."""
+    if run.environment.is_file():
+        made_with = {**made_with, "earlier": _earlier(run)}
     run.sweep()
     write_config(run.config, config)
     # From here on --resume takes it.
     write_json(run.split, split.to_json())
-    if run.environment.is_file():
-        earlier = json.loads(run.environment.read_text())
-        made_with = {**made_with, "earlier": [earlier, *earlier.pop("earlier", [])]}
     write_json(run.environment, made_with)
+
+
+def _earlier(run: RunDir) -> list[Any]:
+    """What environment.json has said so far, newest first; what cannot be read stays as text."""
+    text = run.environment.read_bytes().decode(errors="replace")
+    try:
+        newest = json.loads(text)
+    except (ValueError, RecursionError):
+        newest = None
+    if not isinstance(newest, dict) or not isinstance(newest.get("earlier", []), list):
+        return [{"unreadable": text}]
+    return [newest, *newest.pop("earlier", [])]
 
 
 def _forget(run: RunDir) -> None:
@@ -173,7 +190,12 @@ def _chosen(split: Split, cases: Sequence[Case], run: RunDir, config: Config) ->
 
 
 def _prepared(
-    cases: Sequence[Case], config: Config, cache: Path, world: World, display: Display
+    cases: Sequence[Case],
+    excluded: Sequence[Case],
+    config: Config,
+    cache: Path,
+    world: World,
+    display: Display,
 ) -> list[CachedCase]:
     """The cases from the cache; one process of each machine fills it, the others find it full."""
     display.begin("preparing cases", len(cases))
@@ -185,7 +207,10 @@ def _prepared(
 
     def fill(verify: bool) -> list[CachedCase]:
         card, convention = config.card("cache"), config.convention()
-        return cached(cases, card, cache, convention, done, display.say, verify)
+        entries = cached(cases, card, cache, convention, done, display.say, verify)
+        if verify:
+            check_held_out_images(cases, entries, excluded, card, cache)
+        return entries
 
     entries = world.together(lambda: fill(verify=True) if world.local_rank == 0 else [])
     return entries if world.size == 1 else world.together(lambda: fill(verify=False))

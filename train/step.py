@@ -133,8 +133,9 @@ class Stepper:
                 str(self._compute.device),
                 found=f"not enough memory for a step of {len(batch.voxels)} patches",
                 expected="room for one",
-                remedy="lower --train.batch (--train.accumulate makes up for it) or --model.patch"
-                + self._kept,
+                remedy="lower --train.batch (--train.accumulate makes up for it)"
+                + (", or begin another run with a smaller" if self._kept else " or")
+                + f" --model.patch{self._kept}",
             ) from error
         if loss is not None:
             self._in_a_row = 0

@@ -121,35 +121,31 @@ def run(body: Callable[[Console], int], *, quiet: bool) -> int:
         code = body(console)
         _flush_stdout()
         return code
-    except BratsError as error:
-        return _tell(errors, error)
-    except MemoryError as error:
-        shortage = ComputeError(
-            "memory",
-            found="too little" + (f" ({error})" if str(error) else ""),
-            expected="room for a whole case and a batch of windows",
-            remedy="choose a smaller patch or batch, or close other programs",
-        )
-        return _tell(errors, shortage)
     except BrokenPipeError:
         # The reader of a pipe has gone.
         _forget_stdout()
         return code
-    except OSError as error:
-        return _tell(errors, _named(error))
+    except (BratsError, MemoryError, OSError) as error:
+        told = as_ours(error)
+        errors.print("error:", style="bold red", end=" ")
+        errors.print(str(told), markup=False)
+        return told.exit_code
     except KeyboardInterrupt:
         errors.print("interrupted")
         return EXIT_INTERRUPTED
 
 
-def _tell(errors: Console, error: BratsError) -> int:
-    errors.print("error:", style="bold red", end=" ")
-    errors.print(str(error), markup=False)
-    return error.exit_code
-
-
-def _named(error: OSError) -> BratsError:
-    """What the system refused, where nobody nearer to it had said so."""
+def as_ours(error: BratsError | MemoryError | OSError) -> BratsError:
+    """What the system refused, as one of our errors, where nobody nearer to it had said so."""
+    if isinstance(error, BratsError):
+        return error
+    if isinstance(error, MemoryError):
+        return ComputeError(
+            "memory",
+            found="too little" + (f" ({error})" if str(error) else ""),
+            expected="room for a whole case and a batch of windows",
+            remedy="choose a smaller patch or batch, or close other programs",
+        )
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a path"
     found = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
