@@ -112,9 +112,9 @@ class Measurements:
         return _csv(list(_COLUMNS), [list(_row(one).values()) for one in self.structures.values()])
 
     def profiles_to_csv(self) -> str:
-        """A row per plane and slice, the area in mm2 of each structure beside its number from 0."""
+        """A row per plane and slice, counted from 1 as in the report: areas in mm2."""
         rows = [
-            [plane, index, *(_rounded(float(areas[index])) for areas in of.values())]
+            [plane, index + 1, *(_rounded(float(areas[index])) for areas in of.values())]
             for plane, of in self.profiles.items()
             for index in range(len(next(iter(of.values()))))
         ]

@@ -30,6 +30,14 @@ LABEL_COLOURS: Final[Mapping[Label, Rgb]] = MappingProxyType(
 LABEL_NAMES: Final[Mapping[Label, str]] = MappingProxyType(
     {Label.NCR: "necrotic core", Label.ED: "edema", Label.ET: "enhancing"}
 )
+REGION_COLOURS: Final[Mapping[str, Rgb]] = MappingProxyType(
+    {
+        # Of the label that a region has and the next smaller one has not.
+        "WT": LABEL_COLOURS[Label.ED],
+        "TC": LABEL_COLOURS[Label.NCR],
+        "ET": LABEL_COLOURS[Label.ET],
+    }
+)
 FILL: Final = 0.35
 """Opacity of the fill, unless told otherwise."""
 

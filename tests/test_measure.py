@@ -263,8 +263,10 @@ def test_what_is_downloaded_can_be_read_back(head: tuple[Volume, LabelMap]) -> N
     assert len(slices) == sum(volume.grid.shape)
     for row in slices:
         areas = made.profiles[row["plane"]]["TC"]  # type: ignore[index]
-        assert float(row["TC_mm2"]) == pytest.approx(areas[int(row["slice"])], abs=1e-6)
-        assert value["profiles_mm2"][row["plane"]]["TC"][int(row["slice"])] == float(row["TC_mm2"])
+        index = int(row["slice"]) - 1
+        assert float(row["TC_mm2"]) == pytest.approx(areas[index], abs=1e-6)
+        assert value["profiles_mm2"][row["plane"]]["TC"][index] == float(row["TC_mm2"])
+    assert [row["slice"] for row in slices[:2]] == ["1", "2"]
     text = made.to_text().splitlines()
     assert " ".join(text[0].split()) == (
         "structure voxels volume ml % of tumour % of brain lesions diameter mm axial diameter mm"

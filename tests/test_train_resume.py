@@ -1,5 +1,6 @@
 """--resume: which run it goes on with, from how early on, and what it says where it cannot."""
 
+import gzip
 import json
 import os
 import shutil
@@ -114,6 +115,23 @@ def test_cases_that_cannot_be_prepared_leave_no_run(
     folders = ["-d", str(tmp_path / "in"), "-o", str(tmp_path / "runs")]
     assert main([*TINY, *folders, "--quiet"]) == 3
     assert path.name in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
+
+
+def test_a_held_out_case_that_is_stored_in_another_way_is_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    write_phantoms(root, 3, seed=5, shape=(40, 40, 40), enhancement=Enhancement.RIM)
+    held_out = sorted(root.iterdir())[-1]
+    (root / "Copy").mkdir()
+    for path in held_out.iterdir():
+        name = path.name.replace(held_out.name, "Copy").removesuffix(".gz")
+        (root / "Copy" / name).write_bytes(gzip.decompress(path.read_bytes()))
+    folders = ["-d", str(root), "-o", str(tmp_path / "runs")]
+    assert main([*TINY, *folders, "--exclude", held_out.name, "--quiet"]) == 3
+    error = capsys.readouterr().err
+    assert f"the images of case Copy are those of {held_out.name}, which is excluded" in error
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
 
 

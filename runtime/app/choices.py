@@ -20,7 +20,7 @@ from runtime.app.text import escaped
 from runtime.backends import BackendName, BackendOptions
 from runtime.cli.app_options import AppOptions
 from runtime.errors import BratsError, InputError
-from runtime.labels import MODALITIES, Convention
+from runtime.labels import MODALITIES, REGIONS, Convention
 from runtime.segmenter import SegmentOptions
 from runtime.windows import Placement
 
@@ -64,10 +64,9 @@ def choose_model(options: AppOptions) -> FoundModel | None:
                 "There is no model here: train one with brats-train, export it with brats-export."
             )
             return None
-        chosen = st.selectbox(
-            "Model", range(len(models)), format_func=lambda index: models[index].title, key="model"
-        )
-        model = models[chosen]
+        # By title: a model that is found meanwhile must not take another's place.
+        by_title = {one.title: one for one in models}
+        model = by_title[st.selectbox("Model", list(by_title), key="model")]
         _card(model)
         return model
 
@@ -90,13 +89,17 @@ def _card(model: FoundModel) -> None:
         f":blue-badge[{len(card.modalities)} modalities]"
     )
     dice = training.get("validation_dice", {})
-    if isinstance(dice, dict) and dice:
-        shown = "  ".join(
-            f"{name} **{float(dice[name]):.2f}**" for name in ("WT", "TC", "ET") if name in dice
-        )
-        st.markdown(f"Validation Dice: {shown}")
+    shown = [
+        f"{name} **{value:.2f}**"
+        for name in REGIONS
+        if isinstance(dice, dict) and isinstance(value := dice.get(name), int | float)
+    ]
+    if shown:
+        st.markdown(f"Validation Dice: {'  '.join(shown)}")
     if "cases" in training:
-        st.caption(f"trained on {training['cases']} cases, {training.get('epochs', '?')} epochs")
+        # Whoever wrote the card may have written anything.
+        cases, epochs = (escaped(str(training.get(key, "?"))) for key in ("cases", "epochs"))
+        st.caption(f"trained on {cases} cases, {epochs} epochs")
     with st.expander("The card"):
         st.json(card.to_json(), expanded=1)
 

@@ -6,35 +6,19 @@ import streamlit as st
 from runtime.app import viewer
 from runtime.app.results import measured, packet_of
 from runtime.app.session import Session
+from runtime.measure import Measurements
 
 
 def show(visit: Session) -> None:
     """Choose two results and compare them."""
     titles = list(visit.results)
     left, right = st.columns(2)
-    earlier = left.selectbox("Earlier visit", titles, index=len(titles) - 2, key="earlier")
-    later = right.selectbox("Later visit", titles, index=len(titles) - 1, key="later")
+    earlier = left.selectbox("Earlier visit", titles, key="earlier")
+    later = right.selectbox("Later visit", titles, key="later")
     if earlier == later:
         st.info("Choose two different results.")
         return
-    one, two = measured(visit, earlier), measured(visit, later)
-    rows = []
-    for name, before in one.structures.items():
-        after = two.structures[name]
-        change = after.volume_ml - before.volume_ml
-        percent = 100 * change / before.volume_ml if before.volume_ml else None
-        rows.append(
-            {
-                "structure": name,
-                "earlier ml": before.volume_ml,
-                "later ml": after.volume_ml,
-                "change ml": change,
-                "change %": percent,
-                "earlier diameter mm": before.diameter_mm,
-                "later diameter mm": after.diameter_mm,
-            }
-        )
-    table = pandas.DataFrame(rows)
+    table = changes(measured(visit, earlier), measured(visit, later))
     st.dataframe(
         table,
         hide_index=True,
@@ -51,3 +35,26 @@ def show(visit: Session) -> None:
         viewer.show(packet_of(visit, earlier), key="viewer earlier")
     with right:
         viewer.show(packet_of(visit, later), key="viewer later")
+
+
+def changes(one: Measurements, two: Measurements) -> pandas.DataFrame:
+    """A row per structure: volumes (ml) of both, their difference, also in % of the earlier one,
+    and diameters (mm).
+    """
+    rows = []
+    for name, before in one.structures.items():
+        after = two.structures[name]
+        change = after.volume_ml - before.volume_ml
+        percent = 100 * change / before.volume_ml if before.volume_ml else None
+        rows.append(
+            {
+                "structure": name,
+                "earlier ml": before.volume_ml,
+                "later ml": after.volume_ml,
+                "change ml": change,
+                "change %": percent,
+                "earlier diameter mm": before.diameter_mm,
+                "later diameter mm": after.diameter_mm,
+            }
+        )
+    return pandas.DataFrame(rows)

@@ -26,20 +26,19 @@ def main() -> None:
     if model is None:
         st.stop()
     wanted = choices.choose_settings(model, OPTIONS)
-    case = inputs.choose_case(visit, OPTIONS, choices.needed(model))
+    worked = visit.job is not None or bool(visit.results)
+    # What was found in a case is looked at longer than the case is chosen.
+    with st.expander("Choose another case" if worked else "The case", expanded=not worked):
+        case = inputs.choose_case(visit, OPTIONS, choices.needed(model))
     work.segment(visit, OPTIONS, case, model, wanted)
     if not visit.results:
         return
-    titles = list(visit.results)
     st.divider()
-    shown = titles[-1]
-    if len(titles) > 1:
-        left, right = st.columns([3, 1], vertical_alignment="bottom")
-        shown = left.selectbox("Result", titles, index=len(titles) - 1, key="result")
-        if right.toggle("compare two visits", key="compare"):
-            followup.show(visit)
-            return
-    results.show_result(visit, shown)
+    shown = results.choose(list(visit.results))
+    if shown is None:
+        followup.show(visit)
+    else:
+        results.show_result(visit, shown)
 
 
 main()

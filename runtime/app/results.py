@@ -15,13 +15,38 @@ from runtime.app.session import Session
 from runtime.app.text import escaped
 from runtime.app.volume3d import show_3d
 from runtime.labels import REGIONS, Convention
+from runtime.lesions import LesionRule
 from runtime.measure import Measurements, measure
 from runtime.metrics import PROFILES, score_case
+from runtime.overlay import REGION_COLOURS
 from runtime.planes import PLANES
 from runtime.report import html_report
 
-_REGION_COLOURS: Final = {"WT": "#009e73", "TC": "#56b4e9", "ET": "#e69f00"}
 _VIEWS: Final = ("Slices", "3D", "Figures", "Files", "Details")
+
+
+def choose(titles: list[str]) -> str | None:
+    """Ask which result to look at; a new one is shown at once.
+
+    Args:
+        titles: of the results, oldest first; at least one.
+
+    Returns:
+        Its title, or None where two are to be compared.
+    """
+    newest = titles[-1]
+    if st.session_state.get("newest") != newest:
+        # What was chosen before belongs to another case, and would stay chosen.
+        st.session_state["newest"] = st.session_state["result"] = newest
+        st.session_state["later"] = newest
+        st.session_state["earlier"] = titles[-2:][0]
+    if len(titles) == 1:
+        return newest
+    place, switch = st.columns([3, 1], vertical_alignment="bottom")
+    if switch.toggle("compare two visits", key="compare"):
+        return None
+    chosen: str = place.selectbox("Result", titles, key="result")
+    return chosen
 
 
 def show_result(session: Session, title: str) -> None:
@@ -36,8 +61,8 @@ def show_result(session: Session, title: str) -> None:
     if view == "Slices":
         viewer.show(packet_of(session, title), key=f"viewer {title}")
         st.caption(
-            "Wheel, arrow keys or the sliders change the slice; a click moves the other planes. "
-            "The patient's right is on the left."
+            "Wheel, arrow keys, a sideways swipe or the sliders change the slice; a click moves "
+            "the other planes. The patient's right is on the left."
         )
     elif view == "3D":
         show_3d(result, key=f"3d {title}")
@@ -123,12 +148,18 @@ def _figures(session: Session, title: str) -> None:
         table,
         hide_index=True,
         column_config={
-            name: st.column_config.NumberColumn(format="%.1f")
+            name: st.column_config.NumberColumn(format="%.2f" if name == "% of brain" else "%.1f")
             for name in table.columns[2:]
             if name != "lesions"
         },
     )
-    st.caption(f"Brain: {found.brain_ml:.0f} ml, all voxels that are not 0 in any modality.")
+    rule = LesionRule()
+    st.caption(
+        f"Brain: {found.brain_ml:.0f} ml, all voxels that are not 0 in any modality. Lesions "
+        f"closer than {2 * rule.dilations} voxels count as one, those up to {rule.dropped_mm3:g} "
+        "mm³ not at all, as in BraTS 2023. Diameters: the largest distance between two points of "
+        "the surface."
+    )
     scores = _scores(session, title)
     if scores:
         rows = [{"structure": name, **figures} for name, figures in scores.items()]
@@ -179,7 +210,8 @@ def _figures(session: Session, title: str) -> None:
                 "region:N",
                 sort=list(REGIONS),
                 scale=altair.Scale(
-                    domain=list(REGIONS), range=[_REGION_COLOURS[name] for name in REGIONS]
+                    domain=list(REGIONS),
+                    range=["#{:02x}{:02x}{:02x}".format(*REGION_COLOURS[name]) for name in REGIONS],
                 ),
             ),
             tooltip=["region:N", "slice:Q", altair.Tooltip("area:Q", format=".2f")],
@@ -200,7 +232,7 @@ def _files(session: Session, title: str) -> None:
         "Numbering of the labels",
         list(Convention),
         index=list(Convention).index(result.plan.convention),
-        key="convention",
+        key=f"convention {title}",
         help="brats2020: 1, 2, 4; brats2023: 1, 2, 3. By default that of the files that came in.",
     )
     found = measured(session, title)
@@ -224,6 +256,13 @@ def _files(session: Session, title: str) -> None:
         "application/json",
     )
     _offer(columns[1], "Figures (.csv)", found.to_csv(), f"{case_id}_figures.csv", "text/csv")
+    _offer(
+        columns[1],
+        "Figures per slice (.csv)",
+        found.profiles_to_csv(),
+        f"{case_id}_slices.csv",
+        "text/csv",
+    )
     _offer(
         columns[1],
         "Figures (.json)",

@@ -16,6 +16,8 @@ const LAYOUTS = {
   one: "One slice",
 };
 const SHOWN = { prediction: "Prediction", truth: "Truth", difference: "Difference", heat: "Probability", none: "Nothing" };
+const REGIONS = { WT: "Whole tumour", TC: "Tumour core", ET: "Enhancing tumour" };
+const SWIPE_PX = 8; // of a finger, for a slice
 const MISSED = [0, 114, 178], EXTRA = [213, 94, 0], AGREED = [240, 228, 66];
 
 // Packets
@@ -198,7 +200,7 @@ class Viewer {
     choose("plane", Object.fromEntries(Object.entries(PLANES).map(([name, one]) => [name, one.title])), "Plane");
     choose("modality", Object.fromEntries(header.modalities.map((name) => [name, name.toUpperCase()])), "Modality");
     choose("shown", Object.fromEntries(this.options.map((name) => [name, SHOWN[name]])), "Overlay");
-    choose("region", { WT: "Whole tumour", TC: "Tumour core", ET: "Enhancing tumour" }, "Region");
+    choose("region", REGIONS, "Region");
     const fill = root.querySelector("input[name=fill]");
     fill.value = this.state.fill;
     fill.oninput = () => this.set({ fill: Number(fill.value) });
@@ -259,8 +261,8 @@ class Viewer {
     figure.dataset.plane = plane;
     figure.dataset.modality = modality;
     const { sides, title } = PLANES[plane];
-    figure.innerHTML = "<canvas></canvas><figcaption></figcaption>"
-      + ["left", "right", "top", "bottom"].map((where, i) => `<span class="side ${where}">${sides[i]}</span>`).join("");
+    const marks = ["left", "right", "top", "bottom"].map((where, i) => `<span class="side ${where}">${sides[i]}</span>`);
+    figure.innerHTML = `<figcaption></figcaption><div class="stage"><canvas></canvas>${marks.join("")}</div>`;
     figure.setAttribute("role", "img");
     figure.dataset.title = `${title}, ${modality.toUpperCase()}`;
     const canvas = figure.querySelector("canvas");
@@ -280,12 +282,29 @@ class Viewer {
       const [u, v] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
       this.go(voxelAt(this.header.shape, plane, this.state.at[PLANES[plane].through], u, v));
     };
+    // A finger scrolls the page up and down, goes through the slices sideways, and points by a tap.
+    let touch = null;
     canvas.addEventListener("pointerdown", (event) => {
       canvas.setPointerCapture(event.pointerId);
-      point(event);
+      if (event.pointerType === "touch") touch = { x: event.clientX, from: this.state.at[PLANES[plane].through], moved: false };
+      else point(event);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (canvas.hasPointerCapture(event.pointerId)) point(event);
+      if (!canvas.hasPointerCapture(event.pointerId)) return;
+      if (!touch) {
+        point(event);
+        return;
+      }
+      const by = Math.trunc((event.clientX - touch.x) / SWIPE_PX);
+      if (by !== 0) touch.moved = true;
+      if (touch.moved) move(touch.from + by - this.state.at[PLANES[plane].through]);
+    });
+    canvas.addEventListener("pointerup", (event) => {
+      if (event.pointerType === "touch" && touch && !touch.moved) point(event);
+      touch = null;
+    });
+    canvas.addEventListener("pointercancel", () => {
+      touch = null;
     });
     return figure;
   }
@@ -326,12 +345,39 @@ class Viewer {
         box.checked = state.labels[label.name];
         box.onchange = () => {
           state.labels[label.name] = box.checked;
+          for (const button of place.querySelectorAll("button")) {
+            button.setAttribute("aria-pressed", this.pressed(header.regions[button.dataset.region]));
+          }
           this.draw();
         };
         item.prepend(box);
         return item;
-      }));
+      }), ...Object.entries(header.regions).map(([name, members]) => this.switch(name, members)));
     }
+  }
+
+  // Whether just these labels are shown.
+  pressed(members) {
+    return this.header.labels.every((label) => this.state.labels[label.name] === members.includes(label.value));
+  }
+
+  // A button that shows the labels of one region and no others.
+  switch(name, members) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = name;
+    button.title = `${REGIONS[name]} only`;
+    button.setAttribute("aria-pressed", this.pressed(members));
+    button.onclick = () => {
+      for (const label of this.header.labels) {
+        this.state.labels[label.name] = members.includes(label.value);
+      }
+      this.legend();
+      this.draw();
+      this.root.querySelector(`.legend button[data-region=${name}]`).focus();
+    };
+    button.dataset.region = name;
+    return button;
   }
 
   step(plane, by) {

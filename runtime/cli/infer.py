@@ -71,8 +71,7 @@ class InferArgs:
     overwrite: bool = False
     """Replace earlier predictions (only files that this toolkit wrote)."""
     resume: bool = False
-    """Leave out cases whose earlier prediction still matches input, model and settings, and has
-    the pictures asked for."""
+    """Leave out cases that are done: same input, model and settings, and all files asked for."""
     check: bool = False
     """Look at the case files and say what is wrong with them; segment nothing."""
     quiet: bool = False

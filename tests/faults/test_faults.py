@@ -34,6 +34,21 @@ class Fault:
 
 FAULTS = (
     Fault(
+        "another-patients-result-stays",
+        "runtime/app/results.py",
+        'st.session_state["newest"] = st.session_state["result"] = newest',
+        'st.session_state["newest"] = newest',
+        "tests/test_app_view.py::test_a_new_result_is_shown_whatever_was_looked_at_before",
+    ),
+    Fault(
+        "held-out-images-known-by-their-files-only",
+        "train/session.py",
+        "check_held_out_images(cases, entries, excluded, card, cache)",
+        "pass",
+        "tests/test_train_resume.py"
+        "::test_a_held_out_case_that_is_stored_in_another_way_is_not_trained_on",
+    ),
+    Fault(
         "channels-by-position",
         "runtime/preprocess.py",
         "for channel, name in enumerate(card.modalities):",
