@@ -1,6 +1,7 @@
 """Uploaded files: what is refused, how they are stored, and which case they become."""
 
 import gc
+import gzip
 import os
 import re
 import stat
@@ -88,7 +89,7 @@ def test_files_go_when_the_visit_is_over(tmp_path: Path) -> None:
         ("page.nii", b"<html>" * 100, "a file that starts with 3c68746d"),
         ("empty.nii.gz", b"", "a file that starts with nothing"),
         ("big.nii.gz", b"\x1f\x8b" + b"0" * (1 << 20), "1 MiB"),
-        ("torn.nii.gz", b"\x1f\x8b\x08\0", "a header of 0 bytes|a file that starts with"),
+        ("torn.nii.gz", b"\x1f\x8b\x08\0", "a damaged or truncated gzip stream"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name_and_content(
@@ -98,6 +99,43 @@ def test_what_is_no_image_is_refused_by_name_and_content(
         store.add(name, data)
     assert caught.value.where == name
     assert str(store.folder) not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_a_file_is_refused_that_has_other_bytes_than_its_header_promises(
+    tmp_path: Path, end: str
+) -> None:
+    store = Store(tmp_path, max_bytes=4 << 20)
+    plain = nifti(tmp_path, end="")
+    packed = gzip.compress if end else bytes
+    for data in (plain[:-1], plain[:352], plain + bytes(2 << 20)):
+        with pytest.raises(InputError, match="bytes where the header promises") as caught:
+            store.add(f"X_t1.nii{end}", packed(data))
+        assert caught.value.where == f"X_t1.nii{end}"
+    assert list((store.folder / "files").iterdir()) == []
+
+
+def test_a_compressed_file_is_refused_whose_checksum_is_wrong(store: Store, tmp_path: Path) -> None:
+    data = bytearray(nifti(tmp_path))
+    data[-6] ^= 1
+    with pytest.raises(InputError, match=r"^X_t1.nii.gz: found a damaged or truncated gzip"):
+        store.add("X_t1.nii.gz", bytes(data))
+
+
+@pytest.mark.parametrize("frames", [9, 300])
+def test_a_series_over_time_is_no_case(store: Store, tmp_path: Path, frames: int) -> None:
+    data = nifti(tmp_path, shape=(*SHAPE, frames))
+    with pytest.raises(InputError, match=f"found a series of {frames} frames, expected the mod"):
+        store.add("bold.nii.gz", data)
+    assert list((store.folder / "files").iterdir()) == []
+
+
+def test_a_header_alone_makes_no_rows(store: Store) -> None:
+    header = nib.Nifti2Header()
+    header.set_data_shape((1, 1, 1, 3_000_000))
+    header.set_data_dtype(np.uint8)
+    with pytest.raises(InputError, match="544 bytes where the header promises 3000544"):
+        store.add("x.nii", bytes(header.binaryblock) + bytes(4))
 
 
 @pytest.mark.parametrize(

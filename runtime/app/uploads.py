@@ -21,12 +21,14 @@ from runtime.dataset_json import ALIASES
 from runtime.errors import InputError
 from runtime.labels import MODALITIES
 from runtime.naming import is_channel, is_nifti, take_apart
-from runtime.nifti import count_frames
+from runtime.nifti_bytes import count_frames
 
 TRUTH: Final = "truth"
 ROLES: Final = (*MODALITIES, TRUTH)
 _LABEL_TOKENS: Final = ("seg", "segm", "label", "labels")
 _NAME_LENGTH: Final = 100
+# Four modalities, their truth, and room for what else is kept in one file.
+_MAX_FRAMES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ class Store:
             The file, or, of a 4D one, each of its frames.
 
         Raises:
-            InputError: not a .nii or .nii.gz by name and content, or too large.
+            InputError: not a .nii or .nii.gz by name and content, damaged, too large, or with more
+                frames than a case can have. Nothing of it is stored.
         """
         shown = shown_name(name)
         _check(shown, data, self._max_bytes)
+        frames = _frames(shown, data)
         digest = hashlib.sha256(data).hexdigest()
         path = self._by_hash.get(digest)
         if path is None:
@@ -104,10 +108,6 @@ class Store:
                 file.write(data)
             self._by_hash[digest] = path
         self._names[path] = shown
-        try:
-            frames = count_frames(path)
-        except InputError as error:
-            raise replace_where(error, shown) from error
         if frames == 1:
             return (Upload(shown, path, digest, None, role_of(shown)),)
         return tuple(Upload(shown, path, digest, frame, None) for frame in range(frames))
@@ -214,11 +214,6 @@ def assemble(
     )
 
 
-def replace_where(error: InputError, name: str) -> InputError:
-    """The same complaint about a file by the name that the user knows."""
-    return InputError(name, found=error.found, expected=error.expected, remedy=error.remedy)
-
-
 def _case_id(taken: Mapping[str, Upload]) -> str:
     prefixes = [take_apart(Path(upload.name)).prefix for upload in taken.values()]
     first = next((prefix for prefix in prefixes if prefix), "case")
@@ -253,3 +248,16 @@ def _check(name: str, data: bytes, max_bytes: int) -> None:
             expected="a NIfTI file",
             remedy="convert it, for instance with dcm2niix",
         )
+
+
+def _frames(name: str, data: bytes) -> int:
+    """How many frames a file really has."""
+    frames = count_frames(Path(name), data)
+    if frames > _MAX_FRAMES:
+        raise InputError(
+            name,
+            found=f"a series of {frames} frames",
+            expected="the modalities of one visit",
+            remedy=f"upload one 3D file per modality, or one 4D file of at most {_MAX_FRAMES}",
+        )
+    return frames
