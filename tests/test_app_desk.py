@@ -64,7 +64,7 @@ def uploaded(folder: Path, store: Store) -> Case:
         for path in sorted(folder.iterdir())
         for upload in store.add(path.name, path.read_bytes())
     ]
-    return assemble(uploads, {upload.key: upload.role for upload in uploads})
+    return assemble([(upload, upload.role) for upload in uploads])
 
 
 def finished(job: Job) -> Job:

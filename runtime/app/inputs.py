@@ -56,7 +56,7 @@ def _uploaded(session: Session, needed: Sequence[str]) -> Case | None:
     )
     if not files:
         return None
-    uploads: list[Upload] = []
+    rows: list[tuple[str, Upload]] = []
     for file in files:
         if file.file_id not in session.taken:
             try:
@@ -67,35 +67,40 @@ def _uploaded(session: Session, needed: Sequence[str]) -> Case | None:
         if isinstance(taken, InputError):
             st.error(_plain(taken))
         else:
-            uploads += taken
-    if not uploads:
+            # Neither place nor bytes: files before it go, and others hold the same.
+            rows += [(f"{file.file_id} {upload.frame}", upload) for upload in taken]
+    if not rows:
         return None
-    roles = _table(uploads)
+    chosen = _table(rows)
     try:
-        return assemble(uploads, roles, needed)
+        return assemble(chosen, needed)
     except InputError as error:
         st.warning(_plain(error))
         return None
 
 
-def _table(uploads: Sequence[Upload]) -> dict[str, str | None]:
-    """Which file is which, corrected by the user."""
-    roles: dict[str, str | None] = {}
-    for index, upload in enumerate(uploads):
+def _table(rows: Sequence[tuple[str, Upload]]) -> list[tuple[Upload, str | None]]:
+    """Which file is which, corrected by the user.
+
+    Args:
+        rows: files, each after a key of its own.
+    """
+    chosen: list[tuple[Upload, str | None]] = []
+    for key, upload in rows:
         name, size, role = st.columns([5, 1.2, 2], vertical_alignment="center")
         name.markdown(code(upload.title))
         size.caption(f"{upload.path.stat().st_size / 2**20:.1f} MiB")
         choices = [_LEFT_OUT, *ROLES]
-        chosen = role.selectbox(
+        said = role.selectbox(
             f"What {upload.title} is",
             choices,
             index=choices.index(upload.role) if upload.role else 0,
             format_func=lambda one: one.upper() if one not in (_LEFT_OUT, TRUTH) else one,
             label_visibility="collapsed",
-            key=f"role {upload.key} {index}",
+            key=f"role {key}",
         )
-        roles[upload.key] = None if chosen == _LEFT_OUT else chosen
-    return roles
+        chosen.append((upload, None if said == _LEFT_OUT else said))
+    return chosen
 
 
 def _sample(session: Session) -> Case | None:
