@@ -18,6 +18,7 @@ from runtime.phantom import write_phantom
 
 _LEFT_OUT: Final = "leave out"
 _SAMPLE_SEED: Final = 7
+_LOOK_AGAIN_S: Final = 10.0
 
 
 def choose_case(session: Session, options: AppOptions, needed: Sequence[str]) -> Case | None:
@@ -44,12 +45,14 @@ def choose_case(session: Session, options: AppOptions, needed: Sequence[str]) ->
         return _sample(session)
     if source == "Folder" and options.data is not None:
         return _folder(Path(options.data))
-    return _uploaded(session, needed)
+    return _uploaded(session, options.max_upload_mb, needed)
 
 
-def _uploaded(session: Session, needed: Sequence[str]) -> Case | None:
+def _uploaded(session: Session, max_mb: int, needed: Sequence[str]) -> Case | None:
+    # page.css hides the uploader's own words: they round the limit to whole GB.
     files = st.file_uploader(
-        "FLAIR, T1, T1CE and T2 of one visit (.nii or .nii.gz), and the truth if there is one",
+        "FLAIR, T1, T1CE and T2 of one visit, and the truth if there is one: "
+        f".nii or .nii.gz, at most {max_mb} MiB each",
         type=["nii", "gz"],
         accept_multiple_files=True,
         key="files",
@@ -103,11 +106,9 @@ def _table(rows: Sequence[tuple[str, Upload]]) -> list[tuple[Upload, str | None]
     return chosen
 
 
-def _sample(session: Session) -> Case | None:
+def _sample(session: Session) -> Case:
     st.caption("A synthetic case with its truth: a brain-like phantom with a tumour, made here.")
     if session.sample is None:
-        if not st.button("Make the sample case", key="make sample"):
-            return None
         with st.spinner("making a phantom"):
             folder = Path(tempfile.mkdtemp(dir=session.store.folder))
             write_phantom(folder, 1, _SAMPLE_SEED)
@@ -118,9 +119,8 @@ def _sample(session: Session) -> Case | None:
 
 
 def _folder(root: Path) -> Case | None:
-    problems: list[InputError] = []
     try:
-        cases = find_cases(root, None, problems)
+        cases, problems = _cases_below(root)
     except BratsError as error:
         st.error(_plain(error))
         return None
@@ -134,6 +134,14 @@ def _folder(root: Path) -> Case | None:
     if case.labels is not None and not st.toggle("compare with its truth", value=True, key="truth"):
         return replace(case, labels=None)
     return case
+
+
+@st.cache_resource(ttl=_LOOK_AGAIN_S, show_spinner=False)
+def _cases_below(root: Path) -> tuple[tuple[Case, ...], tuple[InputError, ...]]:
+    """Where files lie, and nothing of what is in them: a tree is not walked for every change."""
+    problems: list[InputError] = []
+    cases = find_cases(root, None, problems)
+    return tuple(cases), tuple(problems)
 
 
 def _plain(error: BratsError) -> str:
