@@ -6,9 +6,7 @@ damaged files without a word.
 """
 
 import hashlib
-import io
 import math
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +14,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from isal import igzip, isal_zlib
 from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
 from runtime.case import Case
 from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
+from runtime.nifti_bytes import GZIP_ERRORS, content, damaged, first_bytes
 
 INTENT_NAME: Final = "brats-deploy"
 """Carried by our label maps, so that one left without its sidecar is known as ours."""
-
-_GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
-_MAX_VOXELS: Final = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -128,44 +122,14 @@ def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
     return voxels, file.grid
 
 
-def count_frames(path: Path) -> int:
-    """How many volumes a file holds on its fourth axis by its header alone; 1 where it is 3D.
-
-    Raises:
-        InputError: the header cannot be read; the voxels are not looked at.
-    """
-    try:
-        head = _head(path)
-    except _GZIP_ERRORS as error:
-        raise _damaged(path, f"a damaged gzip stream ({error})") from error
-    return (*_shape(path, _parse_header(path, head)), 1)[3]
-
-
 def is_ours(path: Path) -> bool:
     """Whether the header of ``path`` carries our mark; False for anything unreadable."""
     try:
-        head = _head(path)
-    except _GZIP_ERRORS:
+        with path.open("rb") as file:
+            head = first_bytes(file.read(4096))
+    except GZIP_ERRORS:
         return False
     return len(head) >= 348 and head[328:344].rstrip(b"\0") == INTENT_NAME.encode()
-
-
-def _head(path: Path) -> bytes:
-    """The first bytes of what a file holds, enough for either header."""
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if head[:2] != b"\x1f\x8b":
-        return head
-    return bytes(isal_zlib.decompressobj(wbits=31).decompress(head, 540))
-
-
-def _damaged(path: Path, found: str) -> InputError:
-    return InputError(
-        path,
-        found=found,
-        expected="an undamaged NIfTI file (.nii or .nii.gz)",
-        remedy="fetch or convert the file again",
-    )
 
 
 def _read(path: Path) -> _File:
@@ -179,70 +143,28 @@ def _read(path: Path) -> _File:
             remedy="check the path and its permissions",
         ) from error
     digest = hashlib.sha256(stored).hexdigest()
-    raw = _inflate(path, stored) if stored[:2] == b"\x1f\x8b" else stored
-    header = _parse_header(path, raw)
-    shape = _shape(path, header)
-    try:
-        dtype = header.get_data_dtype()
-        slope, intercept = header.get_slope_inter()
-        offset = int(header["vox_offset"]) or header.single_vox_offset
-    except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
-        raise _damaged(path, f"an unreadable header ({error})") from error
-    if dtype.kind not in "iuf" or offset < header.single_vox_offset:
-        raise _damaged(path, f"voxels of type {dtype} from byte {offset} on")
-    needed = offset + math.prod(shape) * dtype.itemsize
-    if len(raw) < needed:
-        raise _damaged(path, f"{len(raw)} bytes where the header promises {needed}")
-    voxels = np.frombuffer(raw, dtype, math.prod(shape), offset).reshape(shape, order="F")
+    promise, raw = content(path, stored)
+    shape, dtype = promise.shape, promise.dtype
+    voxels = np.frombuffer(raw, dtype, math.prod(shape), promise.offset).reshape(shape, order="F")
     if not dtype.isnative:
         voxels = voxels.astype(dtype.newbyteorder("="))
+    slope, intercept = _slope(path, promise.header)
     return _File(
         voxels,
-        _grid(path, header, (shape[0], shape[1], shape[2])),
-        1.0 if slope is None else float(slope),
-        0.0 if intercept is None else float(intercept),
+        _grid(path, promise.header, (shape[0], shape[1], shape[2])),
+        slope,
+        intercept,
         digest,
     )
 
 
-def _inflate(path: Path, stored: bytes) -> bytes:
+def _slope(path: Path, header: Nifti1Header) -> tuple[float, float]:
+    """Factor and addend of the voxels as stored; 1 and 0 where they are the values themselves."""
     try:
-        return bytes(igzip.decompress(stored))
-    except _GZIP_ERRORS as error:
-        raise _damaged(path, f"a damaged or truncated gzip stream ({error})") from error
-
-
-def _parse_header(path: Path, raw: bytes) -> Nifti1Header:
-    size = int.from_bytes(raw[:4], "little")
-    swapped = int.from_bytes(raw[:4], "big")
-    if 348 in (size, swapped):
-        kind, length = Nifti1Header, 348
-    elif 540 in (size, swapped):
-        kind, length = Nifti2Header, 540
-    else:
-        raise _damaged(path, f"a file that starts with {raw[:4].hex() or 'nothing'}")
-    if len(raw) < length:
-        raise _damaged(path, f"a header of {len(raw)} bytes")
-    try:
-        header: Nifti1Header = kind.from_fileobj(
-            io.BytesIO(raw[:length] + b"\0\0\0\0"), check=False
-        )
-        return header
+        slope, intercept = header.get_slope_inter()
     except (HeaderDataError, ValueError, OverflowError) as error:
-        raise _damaged(path, f"an unreadable header ({error})") from error
-
-
-def _shape(path: Path, header: Nifti1Header) -> tuple[int, ...]:
-    """Three axes, or four where the last has more than one frame."""
-    try:
-        shape = tuple(int(size) for size in header.get_data_shape())
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise _damaged(path, f"an unreadable header ({error})") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape) > _MAX_VOXELS:
-        raise _damaged(path, f"a volume of shape {'x'.join(map(str, shape)) or 'nothing'}")
-    return shape
+        raise damaged(path, f"an unreadable header ({error})") from error
+    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
 
 
 def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid:
@@ -251,12 +173,12 @@ def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid
         sform, sform_code = header.get_sform(coded=True)
         affine = np.asarray(header.get_best_affine(), np.float64)
     except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise _damaged(path, f"an unreadable orientation ({error})") from error
+        raise damaged(path, f"an unreadable orientation ({error})") from error
     with np.errstate(all="ignore"):
         volume = abs(np.linalg.det(affine[:3, :3]))
         spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     if not (np.isfinite(affine).all() and np.isfinite(spacing).all() and 1e-9 <= volume < np.inf):
-        raise _damaged(path, "an affine that is singular or not finite")
+        raise damaged(path, "an affine that is singular or not finite")
     x, y, z = (float(size) for size in spacing)
     return Grid(shape, affine, qform, sform, int(qform_code), int(sform_code), (x, y, z))
 
@@ -265,7 +187,7 @@ def _channel(path: Path, voxels: npt.NDArray[Any], channel: int | None) -> npt.N
     if voxels.ndim == 3:
         if channel is None:
             return voxels
-        raise _damaged(path, "a 3D volume where a 4D one was declared")
+        raise damaged(path, "a 3D volume where a 4D one was declared")
     if channel is None:
         raise InputError(
             path,

@@ -1,5 +1,6 @@
 """The queue of the page: one case at a time, the command line's bytes, and nobody else's result."""
 
+import gzip
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def uploaded(folder: Path, store: Store) -> Case:
         for path in sorted(folder.iterdir())
         for upload in store.add(path.name, path.read_bytes())
     ]
-    return assemble(uploads, {upload.key: upload.role for upload in uploads})
+    return assemble([(upload, upload.role) for upload in uploads])
 
 
 def finished(job: Job) -> Job:
@@ -106,8 +107,10 @@ def test_a_fault_is_told_by_the_users_name_and_the_next_one_is_served(
     folder: Path, model: ModelDir, store: Store, desk: Desk
 ) -> None:
     good = uploaded(folder, store)
-    broken = (folder / "X_t2.nii.gz").read_bytes()[:-9]
-    (upload,) = store.add("Y_t2.nii.gz", broken)
+    plain = gzip.decompress((folder / "X_t2.nii.gz").read_bytes())
+    (upload,) = store.add("Y_t2.nii.gz", gzip.compress(plain, 1))
+    # Whole when it came, and damaged on the disk since.
+    upload.path.write_bytes(upload.path.read_bytes()[:-9])
     bad = Case("Y", {**good.images, "t2": type(good.images["t2"])(upload.path)})
     failed = finished(desk.submit(order(bad, model, store)))
     assert failed.result is None

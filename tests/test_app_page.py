@@ -332,8 +332,22 @@ def test_a_file_that_is_damaged_further_in_is_told_by_its_name(
         *({"name": one.name, "mimeType": "", "buffer": one.read_bytes()} for one in good),
         {"name": last.name, "mimeType": "", "buffer": bytes(data)},
     )
-    here.segment().click()
     here.text(re.compile(re.escape(last.name) + ": found a damaged or truncated gzip")).wait_for()
+    assert not here.segment().is_enabled()
+
+
+def test_the_uploader_tells_one_limit_and_the_true_one(visit: Callable[..., Visit]) -> None:
+    here = visit()
+    here.text(re.compile("at most 512 MiB each")).wait_for()
+    # The widget would round it to "1GB per file".
+    assert not here.page.get_by_text("per file").first.is_visible()
+
+
+def test_the_sample_takes_one_click(visit: Callable[..., Visit]) -> None:
+    here = visit()
+    here.choose("Sample")
+    here.text(re.compile("FLAIR, T1, T1CE, T2 and truth")).wait_for()
+    until(lambda: bool(here.segment().is_enabled()))
 
 
 def test_names_from_outside_are_text(visit: Callable[..., Visit], case_dir: Path) -> None:

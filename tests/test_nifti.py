@@ -1,8 +1,11 @@
 """We read what nibabel reads, nibabel reads what we write, and damage is noticed."""
 
+import contextlib
 import gzip
 import hashlib
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from hypothesis import strategies as st
 from runtime.case import Case, Source
 from runtime.errors import InputError, OutputError
 from runtime.labels import MODALITIES
-from runtime.nifti import INTENT_NAME, Grid, count_frames, is_ours, load, load_label_map
+from runtime.nifti import INTENT_NAME, Grid, is_ours, load, load_label_map
+from runtime.nifti_bytes import count_frames
 from runtime.nifti_writer import write_image, write_label_map, write_probabilities
 
 WriteCase = Callable[..., Path]
@@ -495,28 +499,128 @@ def test_a_label_map_that_cannot_be_written(tmp_path: Path) -> None:
         )
 
 
+def traced_peak(action: Callable[[], Any]) -> int:
+    """Most bytes that Python objects took while ``action`` ran."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(InputError):
+            action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def plain_bytes(shape: tuple[int, ...] = (5, 4, 3), kind: Any = nib.Nifti1Image) -> bytes:
+    data: bytes = kind(np.ones(shape, np.int16), LPS).to_bytes()
+    return data
+
+
+def header_of(shape: tuple[int, ...], dtype: Any = np.uint8) -> bytes:
+    """A header that is not followed by any voxel."""
+    header = nib.Nifti2Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_sform(LPS, 1)
+    return bytes(header.binaryblock) + b"\0\0\0\0"
+
+
+def inflated_to(path: Path, start: bytes, zeros: int) -> Path:
+    """A small file: what is highly compressible follows ``start``."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(start)
+        for _ in range(zeros >> 20):
+            file.write(bytes(1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("zeros", [2 << 20, 24 << 20])
+def test_a_stream_is_inflated_no_further_than_its_header_promises(
+    tmp_path: Path, zeros: int
+) -> None:
+    path = inflated_to(tmp_path / "X.nii.gz", plain_bytes(), zeros)
+    for check in (partial(read, path), partial(count_frames, path, path.read_bytes())):
+        with pytest.raises(InputError, match="more than 1049048 bytes"):
+            check()
+        assert traced_peak(check) < 8 << 20
+
+
+def test_padding_after_the_voxels_does_no_harm(tmp_path: Path) -> None:
+    for name, data in (
+        ("a.nii", plain_bytes() + bytes(4096)),
+        ("a.nii.gz", gzip.compress(plain_bytes() + bytes(4096))),
+        ("b.nii.gz", gzip.compress(plain_bytes()) + gzip.compress(bytes(4096))),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert read(tmp_path / name)[0].shape == (5, 4, 3)
+        assert count_frames(tmp_path / name, data) == 1
+
+
+def test_a_member_of_a_stream_may_end_within_the_header(tmp_path: Path) -> None:
+    plain = plain_bytes()
+    data = gzip.compress(plain[:100]) + gzip.compress(plain[100:])
+    (tmp_path / "X.nii.gz").write_bytes(data)
+    assert read(tmp_path / "X.nii.gz")[0].shape == (5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "found"),
+    [
+        ((4096, 4096, 4096), np.uint8, "a volume of shape 4096x4096x4096"),
+        ((1024, 1024, 1024), np.float64, "544 bytes where the header promises 8589935136"),
+        ((1, 1, 1, 3_000_000), np.uint8, "544 bytes where the header promises 3000544"),
+    ],
+)
+def test_a_promise_that_nothing_keeps_takes_no_memory(
+    tmp_path: Path, shape: tuple[int, ...], dtype: Any, found: str
+) -> None:
+    for name, data in (
+        ("X.nii", header_of(shape, dtype)),
+        ("X.nii.gz", gzip.compress(header_of(shape, dtype))),
+    ):
+        path = tmp_path / name
+        path.write_bytes(data)
+        for check in (partial(read, path), partial(count_frames, path, data)):
+            with pytest.raises(InputError, match=found):
+                check()
+            assert traced_peak(check) < 8 << 20
+
+
+def test_voxels_that_begin_out_of_reach_are_not_looked_for(tmp_path: Path) -> None:
+    data = bytearray(plain_bytes())
+    data[108:112] = np.float32(96 << 20).tobytes()
+    path = tmp_path / "X.nii.gz"
+    path.write_bytes(gzip.compress(bytes(data)))
+    with pytest.raises(InputError, match="from byte 100663296 on"):
+        read(path)
+
+
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize(
     ("shape", "frames"),
     [((5, 4, 3), 1), ((5, 4, 3, 1), 1), ((5, 4, 3, 4), 4), ((5, 4, 3, 2, 1), 2)],
 )
-def test_frames_are_counted_by_the_header(
-    tmp_path: Path, suffix: str, shape: tuple[int, ...], frames: int
+def test_frames_are_counted_where_they_are_all_there(
+    suffix: str, shape: tuple[int, ...], frames: int
 ) -> None:
-    path = tmp_path / f"X{suffix}"
-    nib.save(nib.Nifti1Image(np.ones(shape, np.int16), LPS), path)
-    assert count_frames(path) == frames
-    # What follows the header is not read: half a file has its frames all the same.
-    if suffix == ".nii":
-        path.write_bytes(path.read_bytes()[:352])
-        assert count_frames(path) == frames
+    plain = plain_bytes(shape)
+    packed = gzip.compress if suffix == ".nii.gz" else bytes
+    path = Path(f"X{suffix}")
+    assert count_frames(path, packed(plain)) == frames
+    with pytest.raises(InputError, match=f"{len(plain) - 1} bytes where the header promises"):
+        count_frames(path, packed(plain[:-1]))
+
+
+def test_frames_of_a_damaged_stream_are_not_counted(packed: bytes) -> None:
+    damaged = bytearray(packed)
+    damaged[-6] ^= 1
+    for data in (packed[:-1], packed[: len(packed) // 2], bytes(damaged)):
+        with pytest.raises(InputError, match=r"X\.nii\.gz: found a damaged or truncated gzip"):
+            count_frames(Path("X.nii.gz"), data)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\x1f\x8b", b"\x1f\x8bnot gzip at all", b"no image" * 99]
 )
-def test_frames_of_what_is_no_image_are_not_counted(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "X.nii.gz"
-    path.write_bytes(content)
+def test_frames_of_what_is_no_image_are_not_counted(content: bytes) -> None:
     with pytest.raises(InputError, match=r"X\.nii\.gz: found .*fetch or convert"):
-        count_frames(path)
+        count_frames(Path("X.nii.gz"), content)

@@ -18,6 +18,7 @@ from runtime.phantom import write_phantom
 
 _LEFT_OUT: Final = "leave out"
 _SAMPLE_SEED: Final = 7
+_LOOK_AGAIN_S: Final = 10.0
 
 
 def choose_case(session: Session, options: AppOptions, needed: Sequence[str]) -> Case | None:
@@ -44,19 +45,21 @@ def choose_case(session: Session, options: AppOptions, needed: Sequence[str]) ->
         return _sample(session)
     if source == "Folder" and options.data is not None:
         return _folder(Path(options.data))
-    return _uploaded(session, needed)
+    return _uploaded(session, options.max_upload_mb, needed)
 
 
-def _uploaded(session: Session, needed: Sequence[str]) -> Case | None:
+def _uploaded(session: Session, max_mb: int, needed: Sequence[str]) -> Case | None:
+    # page.css hides the uploader's own words: they round the limit to whole GB.
     files = st.file_uploader(
-        "FLAIR, T1, T1CE and T2 of one visit (.nii or .nii.gz), and the truth if there is one",
+        "FLAIR, T1, T1CE and T2 of one visit, and the truth if there is one: "
+        f".nii or .nii.gz, at most {max_mb} MiB each",
         type=["nii", "gz"],
         accept_multiple_files=True,
         key="files",
     )
     if not files:
         return None
-    uploads: list[Upload] = []
+    rows: list[tuple[str, Upload]] = []
     for file in files:
         if file.file_id not in session.taken:
             try:
@@ -67,42 +70,45 @@ def _uploaded(session: Session, needed: Sequence[str]) -> Case | None:
         if isinstance(taken, InputError):
             st.error(_plain(taken))
         else:
-            uploads += taken
-    if not uploads:
+            # Neither place nor bytes: files before it go, and others hold the same.
+            rows += [(f"{file.file_id} {upload.frame}", upload) for upload in taken]
+    if not rows:
         return None
-    roles = _table(uploads)
+    chosen = _table(rows)
     try:
-        return assemble(uploads, roles, needed)
+        return assemble(chosen, needed)
     except InputError as error:
         st.warning(_plain(error))
         return None
 
 
-def _table(uploads: Sequence[Upload]) -> dict[str, str | None]:
-    """Which file is which, corrected by the user."""
-    roles: dict[str, str | None] = {}
-    for index, upload in enumerate(uploads):
+def _table(rows: Sequence[tuple[str, Upload]]) -> list[tuple[Upload, str | None]]:
+    """Which file is which, corrected by the user.
+
+    Args:
+        rows: files, each after a key of its own.
+    """
+    chosen: list[tuple[Upload, str | None]] = []
+    for key, upload in rows:
         name, size, role = st.columns([5, 1.2, 2], vertical_alignment="center")
         name.markdown(code(upload.title))
         size.caption(f"{upload.path.stat().st_size / 2**20:.1f} MiB")
         choices = [_LEFT_OUT, *ROLES]
-        chosen = role.selectbox(
+        said = role.selectbox(
             f"What {upload.title} is",
             choices,
             index=choices.index(upload.role) if upload.role else 0,
             format_func=lambda one: one.upper() if one not in (_LEFT_OUT, TRUTH) else one,
             label_visibility="collapsed",
-            key=f"role {upload.key} {index}",
+            key=f"role {key}",
         )
-        roles[upload.key] = None if chosen == _LEFT_OUT else chosen
-    return roles
+        chosen.append((upload, None if said == _LEFT_OUT else said))
+    return chosen
 
 
-def _sample(session: Session) -> Case | None:
+def _sample(session: Session) -> Case:
     st.caption("A synthetic case with its truth: a brain-like phantom with a tumour, made here.")
     if session.sample is None:
-        if not st.button("Make the sample case", key="make sample"):
-            return None
         with st.spinner("making a phantom"):
             folder = Path(tempfile.mkdtemp(dir=session.store.folder))
             write_phantom(folder, 1, _SAMPLE_SEED)
@@ -113,9 +119,8 @@ def _sample(session: Session) -> Case | None:
 
 
 def _folder(root: Path) -> Case | None:
-    problems: list[InputError] = []
     try:
-        cases = find_cases(root, None, problems)
+        cases, problems = _cases_below(root)
     except BratsError as error:
         st.error(_plain(error))
         return None
@@ -129,6 +134,14 @@ def _folder(root: Path) -> Case | None:
     if case.labels is not None and not st.toggle("compare with its truth", value=True, key="truth"):
         return replace(case, labels=None)
     return case
+
+
+@st.cache_resource(ttl=_LOOK_AGAIN_S, show_spinner=False)
+def _cases_below(root: Path) -> tuple[tuple[Case, ...], tuple[InputError, ...]]:
+    """Where files lie, and nothing of what is in them: a tree is not walked for every change."""
+    problems: list[InputError] = []
+    cases = find_cases(root, None, problems)
+    return tuple(cases), tuple(problems)
 
 
 def _plain(error: BratsError) -> str:

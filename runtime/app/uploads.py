@@ -21,12 +21,14 @@ from runtime.dataset_json import ALIASES
 from runtime.errors import InputError
 from runtime.labels import MODALITIES
 from runtime.naming import is_channel, is_nifti, take_apart
-from runtime.nifti import count_frames
+from runtime.nifti_bytes import count_frames
 
 TRUTH: Final = "truth"
 ROLES: Final = (*MODALITIES, TRUTH)
 _LABEL_TOKENS: Final = ("seg", "segm", "label", "labels")
 _NAME_LENGTH: Final = 100
+# Four modalities, their truth, and room for what else is kept in one file.
+_MAX_FRAMES: Final = 8
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,18 @@ class Upload:
     Attributes:
         name: as the browser gave it, without folders; only to be shown.
         path: where it is stored.
-        sha256: of its bytes.
         frame: index on the last axis of a 4D file; None for a 3D file.
         role: modality or `TRUTH` by its name; None where the name does not tell.
     """
 
     name: str
     path: Path
-    sha256: str
     frame: int | None
     role: str | None
 
     @property
     def title(self) -> str:
         return self.name if self.frame is None else f"{self.name} [{self.frame}]"
-
-    @property
-    def key(self) -> str:
-        """Of these very bytes, and this frame of them."""
-        return f"{self.sha256}:{self.frame}"
 
 
 class Store:
@@ -90,10 +85,12 @@ class Store:
             The file, or, of a 4D one, each of its frames.
 
         Raises:
-            InputError: not a .nii or .nii.gz by name and content, or too large.
+            InputError: not a .nii or .nii.gz by name and content, damaged, too large, or with more
+                frames than a case can have. Nothing of it is stored.
         """
         shown = shown_name(name)
         _check(shown, data, self._max_bytes)
+        frames = _frames(shown, data)
         digest = hashlib.sha256(data).hexdigest()
         path = self._by_hash.get(digest)
         if path is None:
@@ -104,13 +101,9 @@ class Store:
                 file.write(data)
             self._by_hash[digest] = path
         self._names[path] = shown
-        try:
-            frames = count_frames(path)
-        except InputError as error:
-            raise replace_where(error, shown) from error
         if frames == 1:
-            return (Upload(shown, path, digest, None, role_of(shown)),)
-        return tuple(Upload(shown, path, digest, frame, None) for frame in range(frames))
+            return (Upload(shown, path, None, role_of(shown)),)
+        return tuple(Upload(shown, path, frame, None) for frame in range(frames))
 
     def new_folder(self) -> Path:
         """An empty folder for what is made in this session."""
@@ -151,37 +144,23 @@ def role_of(name: str) -> str | None:
 
 
 def assemble(
-    uploads: Sequence[Upload],
-    roles: Mapping[str, str | None],
-    needed: Sequence[str] = MODALITIES,
+    chosen: Sequence[tuple[Upload, str | None]], needed: Sequence[str] = MODALITIES
 ) -> Case:
     """Put uploaded files together to a case.
 
     Args:
-        uploads: of one patient's visit.
-        roles: `Upload.key` to modality or `TRUTH` as the user decided; None leaves a file out.
+        chosen: files of one patient's visit, each with its modality or `TRUTH` as the user decided;
+            None leaves a file out.
         needed: modalities that the model cannot do without.
 
     Returns:
         A case as `Case.from_dir` would make of the same files in a folder.
 
     Raises:
-        InputError: a modality is missing or there twice, files of several patients, or one file in
-            two roles.
+        InputError: a modality is missing or there twice, files of several patients, or a frame of a
+            4D file as the truth.
     """
-    taken: dict[str, Upload] = {}
-    for upload in uploads:
-        role = roles.get(upload.key)
-        if role is None:
-            continue
-        if role in taken:
-            raise InputError(
-                upload.title,
-                found=f"{role} twice (also {taken[role].title})",
-                expected="each modality once",
-                remedy="choose another modality for one of the two, or leave it out",
-            )
-        taken[role] = upload
+    taken = _taken(chosen)
     missing = [name for name in needed if name not in taken]
     if missing:
         raise InputError(
@@ -190,14 +169,7 @@ def assemble(
             expected=", ".join(needed),
             remedy="add the file, or say in the table which one it is",
         )
-    prefixes = {take_apart(Path(upload.name)).prefix for upload in taken.values()}
-    if len(prefixes) > 1 and all(upload.role for upload in taken.values()):
-        raise InputError(
-            "the files",
-            found=f"names of several cases ({', '.join(sorted(map(repr, prefixes))[:3])})",
-            expected="the files of one patient's visit",
-            remedy="upload one case at a time",
-        )
+    _check_one_patient(taken)
     named = [take_apart(Path(upload.name)) for upload in taken.values() if upload.role != TRUTH]
     telling = [one for one in named if one.token in ALIASES]
     dialect, implied = read_names(telling) if telling else (Dialect.NNUNET, None)
@@ -214,13 +186,54 @@ def assemble(
     )
 
 
-def replace_where(error: InputError, name: str) -> InputError:
-    """The same complaint about a file by the name that the user knows."""
-    return InputError(name, found=error.found, expected=error.expected, remedy=error.remedy)
+def _taken(chosen: Sequence[tuple[Upload, str | None]]) -> dict[str, Upload]:
+    """Role to the one file that has it."""
+    taken: dict[str, Upload] = {}
+    for upload, role in chosen:
+        if role is None:
+            continue
+        if role in taken:
+            raise InputError(
+                upload.title,
+                found=f"{role} twice (also {taken[role].title})",
+                expected="each modality once",
+                remedy="choose another modality for one of the two, or leave it out",
+            )
+        if role == TRUTH and upload.frame is not None:
+            # A case knows its truth by a file alone, as the command line does.
+            raise InputError(
+                upload.title,
+                found="a frame of a 4D file as the truth",
+                expected="a 3D label map",
+                remedy="leave this frame out, and upload the truth as a file of its own",
+            )
+        taken[role] = upload
+    return taken
+
+
+def _check_one_patient(taken: Mapping[str, Upload]) -> None:
+    """Compare the names that tell what their files are; what others begin with tells nothing."""
+    prefixes = set()
+    for role, upload in taken.items():
+        named = take_apart(Path(upload.name))
+        # BraTS20_Training_355 carries its mask as W39_1998.09.19_Segm.nii: see `Case.from_dir`.
+        odd = role == TRUTH and named.token == "segm"
+        if upload.role is not None and not odd:
+            prefixes.add(named.prefix)
+    if len(prefixes) > 1:
+        raise InputError(
+            "the files",
+            found=f"names of several cases ({', '.join(sorted(map(repr, prefixes))[:3])})",
+            expected="the files of one patient's visit",
+            remedy="upload one case at a time",
+        )
 
 
 def _case_id(taken: Mapping[str, Upload]) -> str:
-    prefixes = [take_apart(Path(upload.name)).prefix for upload in taken.values()]
+    """What the images' names begin with, first of those that tell what they are."""
+    images = [taken[name] for name in MODALITIES if name in taken]
+    images.sort(key=lambda upload: upload.role is None)
+    prefixes = [take_apart(Path(upload.name)).prefix for upload in images]
     first = next((prefix for prefix in prefixes if prefix), "case")
     # It becomes a part of file names that are offered for download.
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in first)
@@ -253,3 +266,16 @@ def _check(name: str, data: bytes, max_bytes: int) -> None:
             expected="a NIfTI file",
             remedy="convert it, for instance with dcm2niix",
         )
+
+
+def _frames(name: str, data: bytes) -> int:
+    """How many frames a file really has."""
+    frames = count_frames(Path(name), data)
+    if frames > _MAX_FRAMES:
+        raise InputError(
+            name,
+            found=f"a series of {frames} frames",
+            expected="the modalities of one visit",
+            remedy=f"upload one 3D file per modality, or one 4D file of at most {_MAX_FRAMES}",
+        )
+    return frames
