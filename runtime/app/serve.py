@@ -25,6 +25,8 @@ def flags(address: str, port: int, options: AppOptions, browser: bool = False) -
         "server.address": address,
         "server.port": port,
         "server.headless": str(not browser).lower(),
+        # With a browser Streamlit would ask for an e-mail address and wait before it listens.
+        "server.showEmailPrompt": "false",
         "server.fileWatcherType": "none",
         "server.maxUploadSize": options.max_upload_mb,
         "server.enableStaticServing": "false",
