@@ -1,7 +1,9 @@
 """The queue of the page: one case at a time, the command line's bytes, and nobody else's result."""
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -282,3 +284,16 @@ def test_files_of_a_visit_that_ended_are_gone_for_the_desk_too(
     store.close()
     job = finished(desk.submit(order(case, model, store)))
     assert (job.result, job.error, job.stage) == (None, "", "cancelled")
+
+
+def test_nothing_of_a_patient_stays_when_the_visit_is_over(
+    folder: Path, model: ModelDir, tmp_path: Path, desk: Desk
+) -> None:
+    store = Store(tmp_path)
+    job = finished(desk.submit(order(Case.from_dir(folder), model, store)))
+    assert job.result is not None
+    left = [weakref.ref(job.result.prediction.volume), weakref.ref(store), weakref.ref(job)]
+    store.close()
+    del job, store
+    # The desk's thread may still be on its way back to the queue.
+    until(lambda: gc.collect() >= 0 and [one() for one in left] == [None, None, None])
