@@ -12,6 +12,7 @@ from typing import Final
 
 from streamlit.web import cli
 
+from runtime.app.folders import sweep
 from runtime.cli.app_options import AppOptions
 
 PAGE: Final = Path(__file__).with_name("page.py")
@@ -58,6 +59,7 @@ def _warm_up() -> None:
 def main() -> None:
     address, port, given = sys.argv[1:4]
     options = AppOptions.from_arguments([given])
+    sweep()
     threading.Thread(target=_warm_up, name="brats-app-imports", daemon=True).start()
     sys.argv = [
         "streamlit",
