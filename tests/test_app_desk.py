@@ -292,8 +292,9 @@ def test_nothing_of_a_patient_stays_when_the_visit_is_over(
     store = Store(tmp_path)
     job = finished(desk.submit(order(Case.from_dir(folder), model, store)))
     assert job.result is not None
-    left = [weakref.ref(job.result.prediction.volume), weakref.ref(store), weakref.ref(job)]
+    kept: tuple[Any, ...] = (job.result.prediction.volume, store, job)
+    left = [weakref.ref(one) for one in kept]
     store.close()
-    del job, store
+    del job, store, kept
     # The desk's thread may still be on its way back to the queue.
     until(lambda: gc.collect() >= 0 and [one() for one in left] == [None, None, None])
