@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
+from runtime.app.ceiling import available, ceiling
 from runtime.app.uploads import Store
 from runtime.backends import Backend, BackendOptions, open_backend, open_spare
 from runtime.case import Case
@@ -180,7 +181,10 @@ class Job(Task):
             spare=lambda: open_spare(order.model, order.backend, backend.info),
         )
         self._begin("preparing")
-        prediction = segmenter.segment(volume, self._progress)
+        # A GPU has memory of its own, and its driver maps more than it uses.
+        free = available() if backend.info.device == "cpu" else None
+        with ceiling(free):
+            prediction = segmenter.segment(volume, self._progress)
         self._begin("saving")
         plan = plan_output(order.case, OutputOptions(order.store.new_folder()))
         sidecar = save(prediction, plan, None, load_seconds)
