@@ -117,6 +117,7 @@ def test_a_visit_that_ends_keeps_nothing(tmp_path: Path) -> None:
     left = [weakref.ref(shown), weakref.ref(shown.prediction.probabilities), weakref.ref(job)]
     visit.keep(shown, 3)
     visit.job = visit.last = job
+    job.result = shown
     visit.offered = order
     visit.sample = shown.prediction.volume.case
     visit.packets["A"] = b"x"
@@ -128,6 +129,8 @@ def test_a_visit_that_ends_keeps_nothing(tmp_path: Path) -> None:
     clock.now += 61
     janitor.sweep()
     assert job.cancelled
+    # As long as Streamlit holds the job: nothing of the patient hangs on it.
+    assert job.result is None
     del shown, job
     gc.collect()
     assert [one() for one in left] == [None] * 3

@@ -87,6 +87,8 @@ class Session:
         self.store.close()
         if self.job is not None:
             self.job.cancel()
+            # Streamlit's fragments may hold on to the job itself.
+            self.job.result = None
         self.job = self.last = self.offered = self.sample = None
         for kept in (self.results, self.packets, self.measurements, self.scores):
             kept.clear()
