@@ -1,8 +1,11 @@
 """The queue of the page: one case at a time, the command line's bytes, and nobody else's result."""
 
+import gc
 import gzip
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 from runtime.app import desk as desk_module
 from runtime.app.desk import Desk, Job, Order, written_as
 from runtime.app.uploads import Store, assemble
-from runtime.backends import BackendOptions
+from runtime.backends import BackendName, BackendOptions
 from runtime.case import Case
 from runtime.cli.infer import main
 from runtime.labels import MODALITIES, Convention
@@ -285,3 +288,40 @@ def test_files_of_a_visit_that_ended_are_gone_for_the_desk_too(
     store.close()
     job = finished(desk.submit(order(case, model, store)))
     assert (job.result, job.error, job.stage) == (None, "", "cancelled")
+
+
+def test_nothing_of_a_patient_stays_when_the_visit_is_over(
+    folder: Path, model: ModelDir, tmp_path: Path, desk: Desk
+) -> None:
+    store = Store(tmp_path)
+    job = finished(desk.submit(order(Case.from_dir(folder), model, store)))
+    assert job.result is not None
+    kept: tuple[Any, ...] = (job.result.prediction.volume, store, job)
+    left = [weakref.ref(one) for one in kept]
+    store.close()
+    del job, store, kept
+    # The desk's thread may still be on its way back to the queue.
+    until(lambda: gc.collect() >= 0 and [one() for one in left] == [None, None, None])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's data")
+@pytest.mark.parametrize("backend", ["ort", "openvino"])
+def test_a_patch_that_does_not_fit_is_told_and_the_server_lives(
+    folder: Path,
+    model: ModelDir,
+    store: Store,
+    desk: Desk,
+    monkeypatch: pytest.MonkeyPatch,
+    backend: BackendName,
+) -> None:
+    case = Case.from_dir(folder)
+    opened = BackendOptions(backend, "cpu", threads=1, uncertified=True)
+    # 300 MiB: its stitched windows take that much, the network more again.
+    monkeypatch.setattr(desk_module, "available", lambda: (256 + 300) << 20)
+    large = SegmentOptions(patch=(160, 160, 160))
+    job = finished(desk.submit(Order(case, model, opened, large, store)))
+    assert job.result is None
+    assert ": found " in job.error
+    assert "smaller" in job.error
+    assert "unexpected" not in job.error
+    assert finished(desk.submit(Order(case, model, opened, SegmentOptions(), store))).error == ""

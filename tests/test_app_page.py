@@ -76,7 +76,7 @@ def server(
         data=str(case_dir.parent),
         device="cpu",
         threads=1,
-        grace_s=1.0,
+        grace_s=15.0,
     )
     command = (sys.executable, "-m", "runtime.app.serve", "127.0.0.1", str(port))
     with (place / "log").open("w") as log:
@@ -394,6 +394,8 @@ def test_a_case_can_be_cancelled(visit: Callable[..., Visit], case_dir: Path) ->
     here.segment().click()
     here.page.get_by_role("button", name="Cancel").click()
     here.text("Cancelled: nothing was kept.").wait_for()
+    slider.press("ArrowLeft")
+    here.text("Cancelled: nothing was kept.").wait_for(state="detached")
     assert here.page.locator("figure canvas").count() == 0
     assert here.segment().is_enabled()
 
@@ -485,17 +487,42 @@ def test_everything_can_be_reached_with_the_keyboard(
 def test_files_of_a_visit_are_deleted_when_it_ends(
     browser: Any, visit: Callable[..., Visit], case_dir: Path, server: Server
 ) -> None:
-    before = set(server.files.iterdir())
+    def folders() -> set[Path]:
+        return set(server.files.glob("brats-app-server-*/*"))
+
+    before = folders()
     here = visit()
     here.upload(*images_of(case_dir))
     here.page.locator("code").first.wait_for()
-    until(lambda: len(set(server.files.iterdir()) - before) >= 1)
-    new = set(server.files.iterdir()) - before
+    until(lambda: len(folders() - before) >= 1)
+    new = folders() - before
     stored = [path for folder in new for path in folder.rglob("*") if path.is_file()]
     assert len(stored) == 4
     assert not any(case_dir.name in path.name for path in stored)
     here.page.context.close()
     until(lambda: not any(folder.exists() for folder in new))
+
+
+def test_a_page_that_is_loaded_again_has_its_results(
+    visit: Callable[..., Visit], case_dir: Path, server: Server
+) -> None:
+    here, other = visit(), visit()
+    here.upload(*images_of(case_dir))
+    here.segment().click()
+    here.wait_for_slices()
+    assert server.url.rstrip("/") == here.page.url.rstrip("/")
+    here.page.reload()
+    here.wait_for_slices()
+    here.page.reload()
+    here.wait_for_slices()
+    # Nobody else has them, and what is over is said to be.
+    other.page.reload()
+    other.segment().wait_for()
+    assert other.page.locator("figure canvas").count() == 0
+    other.page.evaluate("() => sessionStorage.setItem('brats-visit', 'of a server before')")
+    other.page.reload()
+    other.text("its files and results were deleted").wait_for()
+    assert here.complaints == other.complaints == []
 
 
 @pytest.mark.parametrize("width", [390, 1280, 1920])

@@ -1,21 +1,14 @@
 """The side of the page: which model, and how it is run."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, get_args
 
 import streamlit as st
 
-from runtime.app.models import (
-    FoundCheckpoint,
-    FoundModel,
-    Trial,
-    find_checkpoints,
-    find_models,
-    try_backends,
-)
+from runtime.app import exporting
+from runtime.app.models import FoundModel, Trial, find_checkpoints, find_models, try_backends
+from runtime.app.shared import exports_of
 from runtime.app.text import escaped
 from runtime.backends import BackendName, BackendOptions
 from runtime.cli.app_options import AppOptions
@@ -51,14 +44,15 @@ def choose_model(options: AppOptions) -> FoundModel | None:
     """Ask for a model; None where there is none to choose from."""
     with st.sidebar:
         root = Path(options.root)
+        exports = exports_of(options.device)
         try:
-            models, problems = _found(root, options.named)
+            models, problems = _found(root, options.named, exports.ended)
         except BratsError as error:
             st.error(escaped(str(error)))
             return None
         for problem in problems:
             st.warning(escaped(str(problem)))
-        _checkpoints(find_checkpoints(root, models), root)
+        exporting.offer(find_checkpoints(root, models), root, exports)
         if not models:
             st.error(
                 "There is no model here: train one with brats-train, export it with brats-export."
@@ -73,9 +67,15 @@ def choose_model(options: AppOptions) -> FoundModel | None:
 
 @st.cache_resource(ttl=_LOOK_AGAIN_S, show_spinner=False)
 def _found(
-    root: Path, named: tuple[Path, ...]
+    root: Path, named: tuple[Path, ...], exports: int
 ) -> tuple[tuple[FoundModel, ...], tuple[InputError, ...]]:
-    """Folders are not searched again for every change on the page."""
+    """Folders are not searched again for every change on the page.
+
+    Args:
+        root: folder to search.
+        named: on the command line.
+        exports: how many have ended; another number is another search.
+    """
     return find_models(root, named)
 
 
@@ -102,38 +102,6 @@ def _card(model: FoundModel) -> None:
         st.caption(f"trained on {cases} cases, {epochs} epochs")
     with st.expander("The card"):
         st.json(card.to_json(), expanded=1)
-
-
-def _checkpoints(found: tuple[FoundCheckpoint, ...], root: Path) -> None:
-    if not found:
-        return
-    with st.expander(f"{len(found)} checkpoints not exported yet"):
-        for one in found[:5]:
-            st.markdown(f"**{escaped(one.run)}**")
-            st.code(one.command, language="bash")
-            if st.button("Export", key=f"export {one.run}"):
-                _export(one, root)
-
-
-def _export(one: FoundCheckpoint, root: Path) -> None:
-    with st.spinner("exporting and certifying; this takes some minutes"):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import sys; from export.cli import main; sys.exit(main())",
-                *one.arguments,
-            ],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode == 0:
-        _found.clear()
-        st.rerun()
-    last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-    st.error(escaped(last[0]))
 
 
 @st.cache_data(show_spinner=False)

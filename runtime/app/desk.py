@@ -4,11 +4,13 @@ owns the backend.
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
+from runtime.app.ceiling import available, ceiling
 from runtime.app.uploads import Store
 from runtime.backends import Backend, BackendOptions, open_backend, open_spare
 from runtime.case import Case
@@ -65,30 +67,37 @@ class Result:
     plan: OutputPlan
 
 
-@dataclass
-class Job:
-    """An order and what has become of it; read by the page, written by the desk's thread.
+class Task(ABC):
+    """Something to be done at the desk and what has become of it; read by the page, written by the
+    desk's thread.
 
     Attributes:
-        order: what was asked for.
         stage: what is being done, in words.
-        done, total: windows.
         error: one sentence, where it failed.
-        result: where it did not.
     """
 
-    order: Order
-    stage: str = "waiting"
-    done: int = 0
-    total: int = 0
-    error: str = ""
-    result: Result | None = None
-    _cancelled: threading.Event = field(default_factory=threading.Event)
-    _finished: threading.Event = field(default_factory=threading.Event)
+    def __init__(self) -> None:
+        self.stage = "waiting"
+        self.error = ""
+        self._cancelled = threading.Event()
+        self._finished = threading.Event()
+
+    @abstractmethod
+    def perform(self, bench: "Bench") -> None:
+        """Do it, in the desk's thread.
+
+        Raises:
+            CancelledError: it was cancelled meanwhile.
+            BratsError: it failed.
+        """
+
+    def plain(self, text: str) -> str:
+        """A message as the user may read it."""
+        return text
 
     @property
     def finished(self) -> bool:
-        """Whether it is over: with a result, an error, or neither where it was cancelled."""
+        """Whether it is over: done, failed or cancelled."""
         return self._finished.is_set()
 
     @property
@@ -96,7 +105,7 @@ class Job:
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Take no further window; what was computed so far is dropped."""
+        """Ask it to stop; `Desk.cancel` also takes it out of the queue."""
         self._cancelled.set()
 
     def wait(self, seconds: float) -> bool:
@@ -107,83 +116,52 @@ class Job:
         self._finished.set()
 
 
-class Desk:
-    """Takes orders and works on one at a time.
-
-    Its thread owns the backend, which stays open for the next order of the same kind.
-    """
+class Bench:
+    """The backend that stays open for the next order of the same kind; of the desk's thread."""
 
     def __init__(self) -> None:
-        self._waiting: deque[Job] = deque()
-        self._current: Job | None = None
-        self._changed = threading.Condition()
-        self._backend: tuple[tuple[str, BackendOptions], Backend] | None = None
-        self._thread = threading.Thread(target=self._work, name="brats-app-desk", daemon=True)
-        self._thread.start()
+        self._open: tuple[tuple[str, BackendOptions], Backend] | None = None
 
-    def submit(self, order: Order) -> Job:
-        """Queue an order."""
-        job = Job(order)
-        with self._changed:
-            self._waiting.append(job)
-            self._changed.notify_all()
-        return job
+    def backend(self, model: ModelDir, options: BackendOptions) -> Backend:
+        """The one that is open, or a new one in its place.
 
-    def cancel(self, job: Job) -> None:
-        """Drop an order at once if it waits, else before its next window."""
-        job.cancel()
-        with self._changed:
-            if job not in self._waiting:
-                return
-            self._waiting.remove(job)
-        job.stage = "cancelled"
-        job.finish()
+        Raises:
+            BratsError: it cannot be opened.
+        """
+        key = (str(model.hashes), options)
+        if self._open is not None and self._open[0] == key:
+            return self._open[1]
+        self.clear()
+        backend = open_backend(model, options)
+        self._open = (key, backend)
+        return backend
 
-    def place(self, job: Job) -> int:
-        """How many orders are before this one: 0 means that it is being worked on, or is done."""
-        with self._changed:
-            if job is self._current or job not in self._waiting:
-                return 0
-            return self._waiting.index(job) + (self._current is not None)
+    def clear(self) -> None:
+        """Close what is open, for somebody who needs the device's memory."""
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
-                job = self._waiting.popleft()
-                self._current = job
-            try:
-                job.result = self._segment(job)
-            except CancelledError:
-                job.stage = "cancelled"
-            except BratsError as error:
-                job.error = job.order.store.plain(str(error))
-            except MemoryError:
-                job.error = (
-                    "memory: found too little, expected room for the case; choose a smaller patch."
-                )
-            except Exception:
-                # The page shows a sentence; whoever runs the server finds the rest in its log.
-                _LOG.exception("a case could not be segmented")
-                job.error = (
-                    "the server: found an unexpected error, expected a label map; "
-                    "its log has the details."
-                )
-            finally:
-                with self._changed:
-                    self._current = None
-                job.finish()
 
-    def _segment(self, job: Job) -> Result:
-        order = job.order
+class Job(Task):
+    """A case to be segmented; cancelled, it takes no further window and drops what it has.
 
-        def stage(name: str) -> None:
-            # Nobody waits for the result of a visit that is over.
-            if job.cancelled or order.store.closed:
-                raise CancelledError
-            job.stage = name
+    Attributes:
+        order: what was asked for.
+        done, total: windows.
+        result: where it did not fail.
+    """
 
-        stage("reading the files")
+    def __init__(self, order: Order) -> None:
+        super().__init__()
+        self.order = order
+        self.done = 0
+        self.total = 0
+        self.result: Result | None = None
+
+    def perform(self, bench: Bench) -> None:
+        order = self.order
+        self._begin("reading the files")
         start = perf_counter()
         volume = load(order.case)
         load_seconds = perf_counter() - start
@@ -195,35 +173,107 @@ class Desk:
                 order.truth_labels,
                 "'numbering of a truth' under how it is run:",
             )
-        stage("opening the model")
-        backend = self._open(order)
+        self._begin("opening the model")
+        backend = bench.backend(order.model, order.backend)
         segmenter = Segmenter(
             backend,
             order.options,
             spare=lambda: open_spare(order.model, order.backend, backend.info),
         )
-        stage("preparing")
-
-        def progress(done: int, total: int) -> None:
-            stage("windows")
-            job.done, job.total = done, total
-
-        prediction = segmenter.segment(volume, progress)
-        stage("saving")
+        self._begin("preparing")
+        # A GPU has memory of its own, and its driver maps more than it uses.
+        free = available() if backend.info.device == "cpu" else None
+        with ceiling(free):
+            prediction = segmenter.segment(volume, self._progress)
+        self._begin("saving")
         plan = plan_output(order.case, OutputOptions(order.store.new_folder()))
         sidecar = save(prediction, plan, None, load_seconds)
-        return Result(prediction, truth, sidecar, plan)
+        self.result = Result(prediction, truth, sidecar, plan)
 
-    def _open(self, order: Order) -> Backend:
-        key = (str(order.model.hashes), order.backend)
-        if self._backend is not None and self._backend[0] == key:
-            return self._backend[1]
-        if self._backend is not None:
-            self._backend[1].close()
-            self._backend = None
-        backend = open_backend(order.model, order.backend)
-        self._backend = (key, backend)
-        return backend
+    def plain(self, text: str) -> str:
+        return self.order.store.plain(text)
+
+    def _begin(self, stage: str) -> None:
+        # Nobody waits for the result of a visit that is over.
+        if self.cancelled or self.order.store.closed:
+            raise CancelledError
+        self.stage = stage
+
+    def _progress(self, done: int, total: int) -> None:
+        self._begin("windows")
+        self.done, self.total = done, total
+
+
+class Desk:
+    """Takes tasks and works on one at a time, in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Task] = deque()
+        self._current: Task | None = None
+        self._changed = threading.Condition()
+        self._bench = Bench()
+        self._thread = threading.Thread(target=self._work, name="brats-app-desk", daemon=True)
+        self._thread.start()
+
+    def submit(self, order: Order) -> Job:
+        """Queue a case."""
+        job = Job(order)
+        self.queue(job)
+        return job
+
+    def queue(self, task: Task) -> None:
+        with self._changed:
+            self._waiting.append(task)
+            self._changed.notify_all()
+
+    def cancel(self, task: Task) -> None:
+        """Drop a task at once if it waits, else as soon as it can be stopped."""
+        task.cancel()
+        with self._changed:
+            if task not in self._waiting:
+                return
+            self._waiting.remove(task)
+        task.stage = "cancelled"
+        task.finish()
+
+    def place(self, task: Task) -> int:
+        """How many tasks are before this one: 0 means that it is being worked on, or is done."""
+        with self._changed:
+            if task is self._current or task not in self._waiting:
+                return 0
+            return self._waiting.index(task) + (self._current is not None)
+
+    def _work(self) -> None:
+        while True:
+            self._work_on_next()
+
+    def _work_on_next(self) -> None:
+        # A function of its own, so that while the desk waits nothing of the last patient is left.
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            task = self._waiting.popleft()
+            self._current = task
+        try:
+            task.perform(self._bench)
+        except CancelledError:
+            task.stage = "cancelled"
+        except BratsError as error:
+            task.error = task.plain(str(error))
+        except MemoryError:
+            task.error = (
+                "memory: found too little, expected room for the case; choose a smaller patch."
+            )
+        except Exception:
+            # The page shows a sentence; whoever runs the server finds the rest in its log.
+            _LOG.exception("a case could not be segmented")
+            task.error = (
+                "the server: found an unexpected error, expected a label map; "
+                "its log has the details."
+            )
+        finally:
+            with self._changed:
+                self._current = None
+            task.finish()
 
 
 def written_as(result: Result, convention: Convention, store: Store) -> bytes:

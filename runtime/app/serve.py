@@ -12,6 +12,7 @@ from typing import Final
 
 from streamlit.web import cli
 
+from runtime.app.folders import sweep
 from runtime.cli.app_options import AppOptions
 
 PAGE: Final = Path(__file__).with_name("page.py")
@@ -25,6 +26,8 @@ def flags(address: str, port: int, options: AppOptions, browser: bool = False) -
         "server.address": address,
         "server.port": port,
         "server.headless": str(not browser).lower(),
+        # With a browser Streamlit would ask for an e-mail address and wait before it listens.
+        "server.showEmailPrompt": "false",
         "server.fileWatcherType": "none",
         "server.maxUploadSize": options.max_upload_mb,
         "server.enableStaticServing": "false",
@@ -56,6 +59,7 @@ def _warm_up() -> None:
 def main() -> None:
     address, port, given = sys.argv[1:4]
     options = AppOptions.from_arguments([given])
+    sweep()
     threading.Thread(target=_warm_up, name="brats-app-imports", daemon=True).start()
     sys.argv = [
         "streamlit",
