@@ -45,7 +45,7 @@ test: lint
 
 # The page in a real Chromium, which is the machine's own.
 test-app: $(VENV)/.dev
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m 'browser and not slow'
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow and not gpu'

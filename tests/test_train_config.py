@@ -171,7 +171,8 @@ def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
     ("flags", "found"),
     [
         (["--model.patch", "100,128,64"], "multiples of 16"),
-        (["--model.features", "8"], "two positive widths"),
+        (["--model.features", "8"], "two widths or more"),
+        (["--model.features", f"8,{2**63}"], "two widths or more, from 1 to 8192"),
         (["--sampling.sampler", "grid", "--sampling.stride", "0,64,32"], "1 to the patch"),
         (["--train.batch", "0"], "at least 1"),
         (["--augment.flip", "2"], "0 to 1"),

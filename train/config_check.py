@@ -57,6 +57,8 @@ _LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
     "validation.limit": (0, None),
     "validation.overlap": (0, 0.999),
 }
+# Channels; the widest of published 3D U-Nets have 512.
+_WIDEST: Final = 8192
 
 
 def check(config: Config) -> None:
@@ -70,8 +72,10 @@ def check(config: Config) -> None:
     terms = config.train.cross_entropy, config.train.dice, config.train.region_dice
     if not any(terms):
         raise _refused("train.dice", "0, as are cross_entropy and region_dice", "one above 0")
-    if len(model.features) < 2 or min(model.features, default=0) < 1:
-        raise _refused("model.features", str(model.features), "two positive widths or more")
+    if len(model.features) < 2 or not all(1 <= width <= _WIDEST for width in model.features):
+        raise _refused(
+            "model.features", str(model.features), f"two widths or more, from 1 to {_WIDEST}"
+        )
     split = config.split
     if split.folds and (split.train_cases or split.validation_cases or split.file):
         raise _refused(

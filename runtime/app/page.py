@@ -27,8 +27,14 @@ def main() -> None:
         st.stop()
     wanted = choices.choose_settings(model, OPTIONS)
     worked = visit.job is not None or bool(visit.results)
-    # What was found in a case is looked at longer than the case is chosen.
-    with st.expander("Choose another case" if worked else "The case", expanded=not worked):
+    # What was found in a case is looked at longer than the case is chosen: it folds whenever one
+    # begins to run.
+    place = st.expander(
+        "Choose another case" if worked else "The case",
+        expanded=not worked,
+        key=f"case after {visit.begun}",
+    )
+    with place:
         case = inputs.choose_case(visit, OPTIONS, choices.needed(model))
     work.segment(visit, OPTIONS, case, model, wanted)
     if not visit.results:

@@ -43,6 +43,7 @@ class Session:
         taken: id of an uploaded file to what it was stored as, or to what is wrong with it.
         sample: the synthetic case, once it has been made.
         job: what is being worked on.
+        begun: how many cases have been.
         last: what was worked on before and came to nothing.
         offered: the order that could be given when that was told; None where there was no case.
         results: segmented cases by a title of their own, oldest first.
@@ -57,6 +58,7 @@ class Session:
     taken: dict[str, tuple[Upload, ...] | InputError] = field(default_factory=dict)
     sample: Case | None = None
     job: Job | None = None
+    begun: int = 0
     last: Job | None = None
     offered: Order | None = None
     results: dict[str, Result] = field(default_factory=dict)

@@ -43,6 +43,7 @@ def segment(
     if st.button("Segment", type="primary", disabled=offered is None, key="segment") and offered:
         visit.last = visit.offered = None
         visit.job = desk.submit(offered)
+        visit.begun += 1
         st.rerun()
 
 
