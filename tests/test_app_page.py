@@ -160,6 +160,20 @@ class Visit:
             self.page.get_by_test_id("stButtonGroup").get_by_text(view, exact=True)
         ).first.click()
 
+    def pick(self, label: str, option: str) -> None:
+        box = self.page.get_by_role("combobox", name=label)
+        wanted = self.page.get_by_role("option", name=option)
+
+        def opened() -> bool:
+            # A list that opens while the page is still being put together closes again.
+            if not wanted.count():
+                box.click()
+                self.page.wait_for_timeout(500)
+            return bool(wanted.count())
+
+        until(opened)
+        wanted.click()
+
     def wait_for_slices(self) -> None:
         self.page.locator("figure canvas").first.wait_for()
         self.page.wait_for_function(
@@ -409,9 +423,7 @@ def test_what_was_segmented_last_is_shown_and_two_can_be_compared(
     for number, name in enumerate((one, two, one)):
         if number:
             here.text("Choose another case").click()
-        box = here.page.get_by_role("combobox", name="Case")
-        box.click()
-        here.page.get_by_role("option", name=name).click()
+        here.pick("Case", name)
         here.segment().click()
         here.page.locator(".viewer .case", has_text=name).wait_for()
     here.page.get_by_role("combobox", name="Result").click()
@@ -441,8 +453,7 @@ def test_a_checkpoint_is_exported_at_the_push_of_a_button(
     here.page.get_by_role("button", name="Export", exact=True).click()
     # It is certified on phantoms of full size.
     here.text("not exported yet").wait_for(state="detached", timeout=900_000)
-    here.page.get_by_role("combobox", name="Model").click()
-    here.page.get_by_role("option", name="fresh (model)").click()
+    here.pick("Model", "fresh (model)")
     here.text("certified").wait_for()
     assert ModelDir.open(root / "model").card.name == "fresh"
 
