@@ -51,7 +51,7 @@ def choose_case(session: Session, options: AppOptions, needed: Sequence[str]) ->
 def _uploaded(session: Session, max_mb: int, needed: Sequence[str]) -> Case | None:
     # page.css hides the uploader's own words: they round the limit to whole GB.
     files = st.file_uploader(
-        "FLAIR, T1, T1CE and T2 of one visit, and the truth if there is one: "
+        "Drop FLAIR, T1, T1CE and T2 of one visit here, and the truth if there is one: "
         f".nii or .nii.gz, at most {max_mb} MiB each",
         type=["nii", "gz"],
         accept_multiple_files=True,
