@@ -1,6 +1,7 @@
 """Fixtures that several test files share: phantoms, a tiny network, its model directory, cases."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,14 @@ def tiny_model(
     for candidate in built.candidates:
         candidate.backend.close()
     return out
+
+
+@pytest.fixture
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put back afterwards: Streamlit's AppTest leaves its script in the place of `__main__`, and
+    processes that are spawned later would run it.
+    """
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture

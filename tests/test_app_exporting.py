@@ -17,6 +17,8 @@ from runtime.app.desk import Bench, Desk, Task
 from runtime.app.exporting import Command, Export, Exports, brats_export
 from runtime.app.models import FoundCheckpoint
 
+pytestmark = pytest.mark.usefixtures("main_module")
+
 WAIT_S = 120
 
 

@@ -22,6 +22,8 @@ from runtime.case import Case
 from runtime.cli.app_options import AppOptions
 from runtime.labels import MODALITIES
 
+pytestmark = pytest.mark.usefixtures("main_module")
+
 
 @dataclass(frozen=True)
 class Sent:

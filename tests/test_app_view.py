@@ -18,6 +18,8 @@ from streamlit.testing.v1 import AppTest
 
 from runtime.app.followup import changes
 
+pytestmark = pytest.mark.usefixtures("main_module")
+
 
 def chosen() -> None:
     import streamlit as st

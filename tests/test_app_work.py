@@ -18,6 +18,8 @@ from runtime.backends import BackendOptions
 from runtime.case import Case
 from runtime.segmenter import SegmentOptions
 
+pytestmark = pytest.mark.usefixtures("main_module")
+
 
 class Fake:
     """A desk that only takes orders, and a model."""

@@ -236,16 +236,14 @@ class Trainer:
         self._stepper.check_finite()
         # Decided once, so that the last epoch is always validated.
         self._ending = self._pace.ends(row["epoch"])
-        score: float | None = None
-        cut_short = False
+        score, cut_short = None, False
         if self._watched and self._pace.validates(row["epoch"], self._ending):
             validation = self._validate(row["epoch"], board)
             score = row["dice_mean"] = validation.score()
             row |= {f"dice_{name}": value for name, value in validation.mean().items()}
             cut_short = len(validation.cases) < len(self._watched)
-            if cut_short and self._progress.best is not None:
-                # By the clock: the mean of a part is no match for that of all.
-                score = None
+            # By the clock: the mean of a part is no match for that of all.
+            score = None if cut_short and self._progress.best is not None else score
         best = self._progress.record(row, score, chooses=bool(self._job.validation))
         if best and cut_short:
             self._progress.watched = ("a part, for want of time",)

@@ -16,14 +16,14 @@ from runtime.surface import Mask, bounding_box
 # Of each label: the one of NiiVue's own colour maps that comes nearest to its colour in the slices,
 # the value at which it does, and how opaque it is: what lies outside must not hide what is inside.
 _COLOURS: Final = {
-    Label.ED: ("green", 255, 0.1),
+    Label.ED: ("green", 255, 0.12),
     Label.NCR: ("blue2cyan", 200, 1.0),
     Label.ET: ("warm", 140, 0.6),
 }
 # Of 255: the brain's surface shows, and what is inside shows through it.
 _GHOST: Final = 160
 _SHELL_VOXELS: Final = 2
-_HEIGHT: Final = 620
+_HEIGHT: Final = 560
 
 
 def show_3d(result: Result, key: str) -> None:
@@ -40,21 +40,24 @@ def show_3d(result: Result, key: str) -> None:
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ [one.start for one in box]
     labels = prediction.labels[box]
+    shown = {label: labels == label for label in _COLOURS}
+    # Of the edema its outside: a ray that runs through all of it sees nothing else.
+    shown[Label.ED] &= ~ndimage.binary_erosion(labels != 0, iterations=_SHELL_VOXELS)
     # NiiVue draws a square and leaves the rest of a wider place empty.
-    _, middle, _ = st.columns([1, 3, 1])
+    _, middle, _ = st.columns([1, 4, 1])
     with middle:
         niivue_viewer(
             nifti_data=_file(_shell(present[box]), moved),
             filename="brain.nii",
             overlays=[
                 {
-                    "data": _file(np.where(labels == label, np.uint8(value), np.uint8(0)), moved),
+                    "data": _file(np.where(shown[label], np.uint8(value), np.uint8(0)), moved),
                     "name": f"{label.name}.nii",
                     "colormap": colour,
                     "opacity": opacity,
                 }
                 for label, (colour, value, opacity) in _COLOURS.items()
-                if (labels == label).any()
+                if shown[label].any()
             ],
             view_mode="3d",
             styled=False,
@@ -68,7 +71,10 @@ def show_3d(result: Result, key: str) -> None:
             update_interval_ms=None,
             key=key,
         )
-    st.caption("Drag to turn, wheel to zoom. Edema green, enhancing tumour orange, necrosis blue.")
+    st.caption(
+        "Drag to turn, wheel to zoom. Enhancing tumour orange, necrosis blue, the outside of the "
+        "edema green."
+    )
 
 
 def _shell(brain: Mask) -> npt.NDArray[np.uint8]:
