@@ -168,7 +168,7 @@ def prepare(
 
 
 def _doubts(name: str, brain: Statistics, voxels: int) -> list[str]:
-    """What the statistics of a modality's non-zero voxels say against skull-stripped intensities."""
+    """What the non-zero voxels of a modality say against skull-stripped intensities."""
     told = []
     if brain.count > MAX_BRAIN * voxels:
         told.append(f"{name}: {brain.count / voxels:.0%} of the voxels are not 0; is the skull on?")
