@@ -17,7 +17,7 @@ import numpy.typing as npt
 from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import HeaderDataError
 
-from runtime.case import Case
+from runtime.case import Case, Source
 from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
 from runtime.nifti_bytes import GZIP_ERRORS, content, damaged, first_bytes
@@ -35,11 +35,13 @@ class Image:
             header scales).
         sha256: of the file's bytes, compressed as they lie.
         path: the file.
+        warnings: what the header had wrong and was corrected.
     """
 
     voxels: npt.NDArray[Any]
     sha256: str
     path: Path
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,21 @@ def load(case: Case, workers: int = 4) -> Volume:
             remedy="check the case folder",
         )
     return Volume(case, images, first[1])
+
+
+def read_image(source: Source) -> tuple[Image, Grid]:
+    """Read and verify one modality by itself.
+
+    Returns:
+        Raw voxels in file order, and the grid on which they lie.
+
+    Raises:
+        InputError: as for `load`, but for what only several files can differ in.
+    """
+    file = _read(source.path)
+    voxels = _scaled(_channel(source.path, file.voxels, source.channel), file.slope, file.intercept)
+    _check_finite(source.path, voxels)
+    return Image(voxels, file.sha256, source.path), file.grid
 
 
 def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
