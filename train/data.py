@@ -307,5 +307,5 @@ def _open(case_id: str, folder: Path, verify: bool) -> CachedCase | None:
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array

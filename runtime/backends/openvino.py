@@ -90,6 +90,8 @@ class OpenVinoBackend:
         shape = (1, len(self._card.modalities), *window)
         if self._buffer.shape == shape:
             return
+        # Before it is given a shape: OpenVINO would make a graph of another one fit.
+        _check_graph(self._model, self._card, self._info.artefact, window)
         # A static shape lets oneDNN choose its kernels and layouts at compile time.
         static = self._model.clone()
         try:
