@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.atomic import open_atomic
-from runtime.bounded import parse_json
+from runtime.bounded import parse_json, words
 from runtime.errors import InputError, UsageError
 from runtime.labels import MODALITIES, Label
 from runtime.model_card import ModelCard, Shape3
@@ -140,12 +140,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             architecture=_architecture(parse_json(value["architecture"]), card),
             card=card,
             epoch=int(value["epoch"]),
-            config=parse_json(value["config"]),
-            progress=parse_json(value["progress"]),
+            # Not parse_json: a best score so far may be -Infinity, of which Python's JSON has a form.
+            config=json.loads(value["config"]),
+            progress=json.loads(value["progress"]),
             optimizer=value["optimizer"],
         )
-    except (ValueError, TypeError, KeyError) as error:
-        raise _OURS.error(path, f"an unreadable checkpoint ({error})") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _OURS.error(path, f"an unreadable checkpoint ({words(error)})") from error
 
 
 def _architecture(value: dict[str, Any], card: ModelCard) -> Architecture:
