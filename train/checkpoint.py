@@ -140,7 +140,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             architecture=_architecture(parse_json(value["architecture"]), card),
             card=card,
             epoch=int(value["epoch"]),
-            # Not parse_json: a best score so far may be -Infinity, of which Python's JSON has a form.
+            # Not parse_json: a score may be -Infinity so far, which Python writes and reads.
             config=json.loads(value["config"]),
             progress=json.loads(value["progress"]),
             optimizer=value["optimizer"],
