@@ -21,8 +21,9 @@ from export.build import build
 from export.release import release
 from runtime.case import Case, find_cases
 from runtime.errors import InputError
+from runtime.manifest import MANIFEST
 from runtime.model_card import ModelCard
-from runtime.model_dir import MANIFEST, ONNX_FP32, ModelDir
+from runtime.model_dir import ONNX_FP32, ModelDir
 from runtime.nifti import Volume, load
 from runtime.phantom import Enhancement, write_phantom
 from train.checkpoint import load_model, newest_run

@@ -15,15 +15,8 @@ from typing import Any, Final
 from export.half_weights import is_halved
 from runtime import DISCLAIMER
 from runtime.atomic import replace_directory, write_bytes, write_json, write_text
-from runtime.model_dir import (
-    BUILT_IN,
-    CARD,
-    MANIFEST,
-    ONNX_FP32,
-    PARITY,
-    ModelDir,
-    manifest_of,
-)
+from runtime.manifest import MANIFEST, manifest_of
+from runtime.model_dir import BUILT_IN, CARD, ONNX_FP32, PARITY, ModelDir
 from runtime.naming import patient_of
 
 BAR: Final = 0.72
@@ -161,7 +154,7 @@ def make(model_dir: Path, run: Path, scores_2020: Path, scores_2023: Path, out: 
         write_json(directory / FIGURES, figures)
         write_text(directory / "README.md", said)
         write_text(directory / "LICENSE-WEIGHTS", licence(split, sorted(whole["cases"])))
-        write_json(directory / MANIFEST, manifest_of(directory))
+        write_bytes(directory / MANIFEST, manifest_of(directory))
 
     replace_directory(out, fill, owned_by=MANIFEST)
     return mean

@@ -13,8 +13,9 @@ from runtime.atomic import (
     write_text,
 )
 from runtime.errors import OutputError, ParityError
+from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_card import ModelCard
-from runtime.model_dir import CARD, MANIFEST, PARITY, foreign_files, manifest_of
+from runtime.model_dir import CARD, PARITY, foreign_files
 
 
 def check_target(out: Path) -> None:
@@ -72,7 +73,7 @@ def release(
             write_bytes(directory / name, data)
         write_text(directory / CARD, card.to_json())
         write_json(directory / PARITY, certificate)
-        write_json(directory / MANIFEST, manifest_of(directory))
+        write_bytes(directory / MANIFEST, manifest_of(directory))
 
     replace_directory(out, fill, owned_by=MANIFEST)
 

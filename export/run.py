@@ -29,8 +29,9 @@ from runtime.backends.ort import OrtBackend
 from runtime.backends.tensorrt_library import load_tensorrt
 from runtime.dataset_json import resolve_channels
 from runtime.errors import BackendUnavailableError, BratsError, OutputError, UsageError
+from runtime.manifest import MANIFEST
 from runtime.model_card import ModelCard
-from runtime.model_dir import MANIFEST, ONNX_FP32, WRITTEN, ModelDir
+from runtime.model_dir import ONNX_FP32, WRITTEN, ModelDir
 from train.backend import TorchBackend
 from train.checkpoint import load_model, load_tutorial, newest_run
 from train.tutorial import PATCH as TUTORIAL_PATCH

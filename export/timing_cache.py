@@ -9,6 +9,7 @@ from typing import Final
 from runtime import atomic
 from runtime.backends.driver import Gpu
 from runtime.backends.tensorrt_library import TensorRt
+from runtime.bounded import parse_json
 
 _SCHEMA: Final = 1
 _HEADER_BYTES: Final = 4096
@@ -45,7 +46,7 @@ class TimingCacheFile:
             return None, f"{self.path}: not read ({error.strerror}), timing starts afresh"
         header, newline, body = data.partition(b"\n")
         try:
-            said = json.loads(header[:_HEADER_BYTES])
+            said = parse_json(header[:_HEADER_BYTES])
         except ValueError:
             said = None
         if not newline or not isinstance(said, dict) or said.get("schema") != _SCHEMA:

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, get_args
 
 from runtime.backends.driver import Gpu
 from runtime.backends.tensorrt_library import Flavour, title
+from runtime.bounded import parse_json
 from runtime.errors import BackendUnavailableError, InputError
 from runtime.model_card import Shape3
 from runtime.model_dir import ModelDir, Verdict
@@ -149,8 +150,8 @@ class EngineRecord:
                 of another type or out of range.
         """
         try:
-            return _record(json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
+            return _record(parse_json(text))
+        except (ValueError, TypeError) as error:
             raise _unusable(where, f"an unreadable engine record ({error})") from error
 
 

@@ -3,7 +3,6 @@
 Nothing is matched by position or by order, and nothing is resampled.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from runtime.bounded import read_json
 from runtime.case import Case, find_cases
 from runtime.dataset_json import ALIASES, convention_of, read_dataset_json
 from runtime.errors import InputError, UsageError
@@ -270,7 +270,7 @@ def _sidecar_convention(path: Path, case_id: str) -> Convention | None:
     if not sidecar.is_file():
         return None
     try:
-        return Convention(json.loads(sidecar.read_text())["convention"])
+        return Convention(read_json(sidecar)["convention"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             sidecar,

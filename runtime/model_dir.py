@@ -1,22 +1,22 @@
 """The model directory: card, ONNX models, engines, their hashes and their parity certificate."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from runtime.bounded import parse_json, words
 from runtime.errors import InputError
+from runtime.manifest import MANIFEST, Entry, listed_names, read_manifest, read_verified, unusable
 from runtime.model_card import ModelCard
+from runtime.onnx_bytes import check_onnx
 
-MANIFEST: Final = "manifest.json"
 CARD: Final = "card.json"
 PARITY: Final = "parity.json"
 ONNX_FP32: Final = "model.onnx"
 ONNX_FP16: Final = "model.fp16.onnx"
 ONNX_BF16: Final = "model.bf16.onnx"
-MANIFEST_SCHEMA: Final = 1
 WRITTEN: Final = Path("model")
 """Where brats-export writes a model unless told otherwise."""
 BUILT_IN: Final = Path(__file__).parent / "models" / "reference"
@@ -33,19 +33,21 @@ def sha256_of(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class ModelDir:
-    """An exported model whose manifest has been read; files are verified when their bytes are asked
-    for.
+    """An exported model whose manifest has been read; a file is verified when its bytes are asked
+    for, and these bytes are what is used: no library of any backend is ever given a path.
 
     Attributes:
         path: the directory.
         card: the model's contract.
         hashes: file name to SHA-256, as the manifest says.
+        sizes: file name to bytes, as the manifest says.
         certificate: content of parity.json.
     """
 
     path: Path
     card: ModelCard
     hashes: Mapping[str, str]
+    sizes: Mapping[str, int]
     certificate: Mapping[str, Any]
 
     @classmethod
@@ -63,32 +65,24 @@ class ModelDir:
                 expected="a model directory",
                 remedy="write one with brats-export, or name another with --model",
             )
-        manifest = _read_json(path / MANIFEST)
-        files = manifest.get("files")
-        if manifest.get("schema") != MANIFEST_SCHEMA or not isinstance(files, dict):
-            raise _unusable(path / MANIFEST, f"schema {manifest.get('schema')!r}")
-        try:
-            hashes = {str(name): str(entry["sha256"]) for name, entry in files.items()}
-        except (KeyError, TypeError) as error:
-            raise _unusable(path / MANIFEST, "an entry without sha256") from error
+        entries = read_manifest(path)
         for needed in (CARD, PARITY):
-            if needed not in hashes:
-                raise _unusable(path / MANIFEST, f"no entry for {needed}")
+            if needed not in entries:
+                raise unusable(path / MANIFEST, f"no entry for {needed}")
         card = ModelCard.from_json(
-            _verified(path, CARD, hashes).decode("utf-8", "replace"), path / CARD
+            read_verified(path, CARD, entries[CARD]).decode("utf-8", "replace"), path / CARD
         )
-        certificate = _object(path / PARITY, _verified(path, PARITY, hashes))
-        for part in ("artefacts", "refused"):
-            listed = certificate.get(part, [])
-            if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-                raise _unusable(path / PARITY, f"{part} that are not a list of objects")
-        return cls(path, card, hashes, certificate)
+        certificate = _certificate(path / PARITY, read_verified(path, PARITY, entries[PARITY]))
+        hashes = {name: entry.sha256 for name, entry in entries.items()}
+        sizes = {name: entry.bytes for name, entry in entries.items()}
+        return cls(path, card, hashes, sizes, certificate)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a file of the manifest, after checking their SHA-256.
+        """The bytes of a file of the manifest, after checking their size and SHA-256; those of an
+        ONNX model also hold this model's card and refer to nothing outside.
 
         Raises:
-            InputError: not in the manifest, missing or changed.
+            InputError: not in the manifest, missing, changed, or not such a model.
         """
         if name not in self.hashes:
             raise InputError(
@@ -97,7 +91,10 @@ class ModelDir:
                 expected=f"one of {', '.join(sorted(self.hashes))}",
                 remedy="export it with brats-export" + _FLAGS.get(name, ""),
             )
-        return _verified(self.path, name, self.hashes)
+        data = read_verified(self.path, name, Entry(self.hashes[name], self.sizes[name]))
+        if name.endswith(".onnx"):
+            check_onnx(data, self.card, self.path / name)
+        return data
 
     def verdict(self, name: str) -> Verdict:
         """What the certificate says of a file: the worst over the backends that ran these very
@@ -145,62 +142,19 @@ def foreign_files(directory: Path) -> list[str]:
         for path in directory.rglob("*")
         if not path.is_dir() or path.is_symlink()
     }
+    named = listed_names(directory)
+    return sorted(found - named - {MANIFEST} if CARD in named else found)
+
+
+def _certificate(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        listed = _read_json(directory / MANIFEST)
-    except InputError:
-        return sorted(found)
-    named = listed.get("files")
-    if listed.get("schema") != MANIFEST_SCHEMA or not isinstance(named, dict) or CARD not in named:
-        return sorted(found)
-    return sorted(found - set(named) - {MANIFEST})
-
-
-def manifest_of(directory: Path) -> dict[str, Any]:
-    """The manifest of every file in ``directory``, by relative name."""
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file() and path.name != MANIFEST:
-            data = path.read_bytes()
-            files[path.relative_to(directory).as_posix()] = {
-                "sha256": sha256_of(data),
-                "bytes": len(data),
-            }
-    return {"schema": MANIFEST_SCHEMA, "files": files}
-
-
-def _verified(path: Path, name: str, hashes: Mapping[str, str]) -> bytes:
-    file = path / name
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise _unusable(file, error.strerror or type(error).__name__) from error
-    if sha256_of(data) != hashes[name]:
-        raise _unusable(file, "content that differs from the manifest")
-    return data
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unusable(path, error.strerror or type(error).__name__) from error
-    return _object(path, data)
-
-
-def _object(path: Path, data: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(data)
+        value = parse_json(data)
     except ValueError as error:
-        raise _unusable(path, f"invalid JSON ({error})") from error
+        raise unusable(path, f"invalid JSON ({words(error)})") from error
     if not isinstance(value, dict):
-        raise _unusable(path, "JSON that is not an object")
+        raise unusable(path, "JSON that is not an object")
+    for part in ("artefacts", "refused"):
+        listed = value.get(part, [])
+        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+            raise unusable(path, f"{part} that are not a list of objects")
     return value
-
-
-def _unusable(path: Path, found: str) -> InputError:
-    return InputError(
-        path,
-        found=found,
-        expected="the file as brats-export wrote it",
-        remedy="copy the model directory again or export the model again",
-    )

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import remove, write_bytes, write_json
+from runtime.bounded import read_json
 from runtime.case import Case, holds_images
 from runtime.errors import UsageError
 from runtime.labels import Convention, to_convention
@@ -141,7 +142,7 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
     lies there, and whatever was asked for lies beside it.
     """
     try:
-        sidecar = json.loads(plan.sidecar.read_bytes())
+        sidecar = read_json(plan.sidecar)
         return bool(
             sidecar["schema"] == SIDECAR_SCHEMA
             and sidecar["model"]["sha256"] == model_sha256
@@ -307,7 +308,7 @@ def _is_ours(path: Path, plan: OutputPlan, known: dict[str, str]) -> bool:
 def _written_by(sidecar: Path) -> dict[str, str]:
     """File name to SHA-256 of what the sidecar vouches for; empty where it is not one of ours."""
     try:
-        value = json.loads(sidecar.read_bytes())
+        value = read_json(sidecar)
         output = value["output"]
         entries = [output, output["probabilities"]] if "probabilities" in output else [output]
         if value["schema"] != SIDECAR_SCHEMA or "backend" not in value:

@@ -1,11 +1,11 @@
 """Where scores are to be written, looked at before any case is: scoring takes a second a case."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from runtime.atomic import check_writable, unwritable
+from runtime.bounded import read_json
 from runtime.errors import OutputError, UsageError
 from runtime.evaluate import case_id_of
 from runtime.metrics import Profile
@@ -103,8 +103,8 @@ def _refuse_folder(path: Path) -> None:
 
 def _is_our_json(path: Path) -> bool:
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        value = read_json(path)
+    except ValueError:
         return False
     # The evaluation of brats-train has all but the last.
     keys = {"profile", "cases", "summary", "missing_count_as"}

@@ -34,8 +34,9 @@ from runtime.engine import (
     InputLayout,
     Profile,
 )
+from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_card import Shape3
-from runtime.model_dir import MANIFEST, PARITY, manifest_of, sha256_of
+from runtime.model_dir import PARITY, sha256_of
 from tests import fake_cupy
 from tests.fake_cupy import FakeCuda
 
@@ -411,7 +412,7 @@ def certify(model: Path, file: str, verdict: str) -> None:
 
 def vouch(model: Path) -> None:
     """Make the manifest agree with what is there."""
-    (model / MANIFEST).write_text(json.dumps(manifest_of(model)))
+    (model / MANIFEST).write_bytes(manifest_of(model))
 
 
 # ONNX Runtime's CUDA provider

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.manifest import manifest_of
 from runtime.measure import Measurements, Structure
-from runtime.model_dir import manifest_of
 
 pytest.importorskip("streamlit", reason="the page's package streamlit is not installed")
 from streamlit.testing.v1 import AppTest
@@ -98,7 +98,7 @@ def renamed(model: Path, target: Path, name: str, training: dict[str, Any]) -> P
     card = json.loads((target / "card.json").read_text())
     card |= {"name": name, "training": training}
     (target / "card.json").write_text(json.dumps(card))
-    (target / "manifest.json").write_text(json.dumps(manifest_of(target)))
+    (target / "manifest.json").write_bytes(manifest_of(target))
     return target
 
 

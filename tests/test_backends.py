@@ -32,8 +32,9 @@ from runtime.errors import (
     ParityError,
     UsageError,
 )
+from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_card import ModelCard, Shape3
-from runtime.model_dir import MANIFEST, ONNX_FP32, PARITY, ModelDir, manifest_of
+from runtime.model_dir import ONNX_FP32, PARITY, ModelDir
 from tests.fake_gpu import EngineSpec, add_engine, fake_gpu
 from train.backend import TorchBackend
 from train.unet import UNet3D
@@ -372,7 +373,7 @@ def copied(tiny_model: Path, tmp_path: Path) -> Path:
 def put(model: Path, change: Callable[[Path], object]) -> ModelDir:
     """Change a model directory and make its manifest agree."""
     change(model)
-    (model / MANIFEST).write_text(json.dumps(manifest_of(model)))
+    (model / MANIFEST).write_bytes(manifest_of(model))
     return ModelDir.open(model)
 
 
@@ -457,7 +458,7 @@ def test_a_graph_that_is_not_that_of_the_card_is_refused(
         with pytest.raises(InputError, match=found) as caught:
             open_backend(model, options)
     assert caught.value.exit_code == 3
-    assert caught.value.where == ONNX_FP32
+    assert caught.value.where == str(copied / ONNX_FP32)
     assert "\n" not in str(caught.value)
 
 

@@ -16,7 +16,8 @@ from runtime.case import find_cases
 from runtime.check import check_cases
 from runtime.cli.infer import main
 from runtime.doctor import images
-from runtime.model_dir import CARD, MANIFEST, manifest_of, sha256_of
+from runtime.manifest import MANIFEST, manifest_of
+from runtime.model_dir import CARD, sha256_of
 
 
 @pytest.fixture
@@ -229,7 +230,7 @@ def test_a_model_says_what_may_be_missing(
     tolerant = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     card = json.loads((tolerant / CARD).read_text()) | {"tolerates_missing": ["t2"]}
     (tolerant / CARD).write_text(json.dumps(card))
-    (tolerant / MANIFEST).write_text(json.dumps(manifest_of(tolerant)))
+    (tolerant / MANIFEST).write_bytes(manifest_of(tolerant))
     code, err = check(folder, "--model", tolerant)
     assert code == 0
     assert "warning: no t2 image; the model does without it" in err

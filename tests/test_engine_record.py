@@ -30,8 +30,9 @@ from runtime.backends.tensorrt_library import (
 )
 from runtime.engine import EngineKey, EngineRecord, Profile, find_engine, read_records
 from runtime.errors import BackendUnavailableError, InputError
+from runtime.manifest import manifest_of
 from runtime.model_card import ModelCard
-from runtime.model_dir import ModelDir, manifest_of, sha256_of
+from runtime.model_dir import ModelDir, sha256_of
 
 H200 = Gpu("NVIDIA H200", "9.0")
 A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0")
@@ -217,7 +218,7 @@ def write_engines(tmp_path: Path) -> WritePlans:
             for key, verdict in verdicts.items()
         ]
         atomic.write_json(path / "parity.json", {"schema": 1, "artefacts": artefacts})
-        atomic.write_json(path / "manifest.json", manifest_of(path))
+        atomic.write_bytes(path / "manifest.json", manifest_of(path))
         return ModelDir.open(path)
 
     return write
@@ -290,7 +291,7 @@ def test_an_engine_of_another_onnx_model_does_not_run(write_engines: WritePlans)
     (model.path / key.plan).unlink()
     (model.path / key.record).unlink()
     (model.path / "model.fp16.onnx").unlink()
-    atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+    atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
     with pytest.raises(BackendUnavailableError, match=r"one for the model\.fp16\.onnx that is her"):
         find(ModelDir.open(model.path))
 
@@ -323,7 +324,7 @@ def test_the_better_certificate_comes_first(write_engines: WritePlans) -> None:
         for name in list(model.path.glob("engines/*")):
             if name.stem not in {key.name for key in here}:
                 name.unlink()
-        atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+        atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
         assert find(ModelDir.open(model.path)).key == ranked.pop(0)[0]
 
 
@@ -341,7 +342,7 @@ def test_a_certificate_of_other_bytes_is_none(write_engines: WritePlans) -> None
     atomic.write_bytes(model.path / KEY.plan, b"another plan")
     record = record_of(KEY, b"another plan")
     atomic.write_text(model.path / KEY.record, record.to_json())
-    atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+    atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
     model = ModelDir.open(model.path)
     assert model.verdict(find(model).key.plan) == "none"
 
@@ -356,7 +357,7 @@ def test_half_a_pair_is_refused(write_engines: WritePlans, lost: str, listed: bo
     name = getattr(KEY, lost)
     (model.path / name).unlink()
     if not listed:
-        atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+        atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
         model = ModelDir.open(model.path)
     with pytest.raises(InputError, match=name.rpartition("/")[2]):
         find(model)
@@ -365,7 +366,7 @@ def test_half_a_pair_is_refused(write_engines: WritePlans, lost: str, listed: bo
 def test_a_foreign_file_among_the_engines_is_refused(write_engines: WritePlans) -> None:
     model = write_engines({KEY: b"plan"}, {})
     atomic.write_bytes(model.path / "engines" / "model.engine", b"plan")
-    atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+    atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
     with pytest.raises(InputError, match=r"model\.engine"):
         read_records(ModelDir.open(model.path))
 
@@ -380,7 +381,7 @@ def test_swapped_plans_are_refused(write_engines: WritePlans) -> None:
     # With the old manifest the bytes are refused, with a new one the pair is.
     with pytest.raises(InputError, match="differs from the manifest"):
         model.read(find(model).key.plan)
-    atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+    atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
     with pytest.raises(InputError, match="a plan other than its record describes"):
         find(ModelDir.open(model.path))
 
@@ -391,7 +392,7 @@ def test_a_record_under_another_name_is_refused(write_engines: WritePlans) -> No
     atomic.write_text(model.path / OTHER_KEYS["gpu"].record, record_of(KEY, b"plan").to_json())
     with pytest.raises(InputError, match="differs from the manifest"):
         find(model)
-    atomic.write_json(model.path / "manifest.json", manifest_of(model.path))
+    atomic.write_bytes(model.path / "manifest.json", manifest_of(model.path))
     with pytest.raises(InputError, match=f"found the record of {KEY.name}"):
         find(ModelDir.open(model.path))
 

@@ -21,7 +21,8 @@ from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case
 from runtime.cli.infer import main
 from runtime.labels import MODALITIES
-from runtime.model_dir import CARD, MANIFEST, ONNX_FP32, PARITY, ModelDir, manifest_of
+from runtime.manifest import MANIFEST, manifest_of
+from runtime.model_dir import CARD, ONNX_FP32, PARITY, ModelDir
 from runtime.nifti import load
 from runtime.segmenter import Segmenter, SegmentOptions
 
@@ -144,7 +145,7 @@ def test_a_bad_case_exits_3(infer: Any, case_dir: Path, damage: Change, named: s
 
 
 def vouched(model: Path) -> None:
-    (model / MANIFEST).write_text(json.dumps(manifest_of(model)))
+    (model / MANIFEST).write_bytes(manifest_of(model))
 
 
 def no_network(model: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from benchmarks.reference_model import licence, make, mean_dice, table
 from export.half_weights import halve_weights, is_halved
 from runtime.errors import InputError
-from runtime.model_dir import ModelDir, find_model, manifest_of, sha256_of
+from runtime.manifest import manifest_of
+from runtime.model_dir import ModelDir, find_model, sha256_of
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def passing(model: Path, half: bool = True) -> None:
     card = json.loads((model / "card.json").read_text())
     card["training"] = {"cases": 2, "epochs": 3, "patches": 4000, "precision": "bf16"}
     (model / "card.json").write_text(json.dumps(card))
-    (model / "manifest.json").write_text(json.dumps(manifest_of(model)))
+    (model / "manifest.json").write_bytes(manifest_of(model))
 
 
 def test_what_deserves_it_is_built_in_with_terms_figures_and_card(

@@ -341,6 +341,13 @@ def test_a_split_carries_its_hash(tmp_path: Path) -> None:
     assert read_split(path) == split
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"train": ["a"], "validation": ' * 900, "NaN"])
+def test_a_split_of_hostile_json_is_bad_input(tmp_path: Path, text: str) -> None:
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(InputError, match="no readable split"):
+        read_split(tmp_path / "split.json")
+
+
 def test_lists_and_files_decide_the_split(tmp_path: Path) -> None:
     ids = ["a", "b", "c", "d"]
     split = make_split(ids, SplitConfig(validation_cases=("d",), exclude=("x",)), 0)

@@ -92,6 +92,51 @@ def test_loading_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
+DEEP = '{"a":' * 100_000
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("architecture", "[]"),
+        ("architecture", DEEP),
+        ("architecture", '{"features": 3}'),
+        ("architecture", '{"features": [4, 8], "more": 1}'),
+        ("architecture", '{"features": [4, -8]}'),
+        ("architecture", '{"features": ["4", "8"]}'),
+        ("architecture", '{"features": [4, 1000000000000]}'),
+        ("architecture", '{"features": [4]}'),
+        ("architecture", '{"features": [4, 8], "residual": "no"}'),
+        ("architecture", '{"features": [4, 8], "dropout": 2}'),
+        ("architecture", '{"features": [4, 8], "dropout": "x"}'),
+        ("architecture", '{"features": [4, 8], "deep_supervision": 5}'),
+        ("architecture", '{"features": [4, 8], "in_channels": 3}'),
+        ("architecture", '{"features": [4, 8], "classes": 5}'),
+        ("config", DEEP),
+        ("progress", DEEP),
+        ("progress", "{"),
+        ("card", DEEP),
+        ("card", "{}"),
+    ],
+)
+def test_text_of_a_checkpoint_that_says_something_else_is_an_input_error(
+    tmp_path: Path, key: str, text: str
+) -> None:
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, _checkpoint())
+    value = torch.load(path, weights_only=True)
+    torch.save({**value, key: text}, path)
+    with pytest.raises(InputError, match=r"x\.pt") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_score_that_is_not_there_yet_comes_back(tmp_path: Path) -> None:
+    written = replace(_checkpoint(), progress={"best": float("-inf")})
+    save_checkpoint(tmp_path / "x.pt", written)
+    assert load_checkpoint(tmp_path / "x.pt").progress == written.progress
+
+
 @pytest.mark.parametrize("part", [0, 10, 0.5, 0.99])
 def test_a_truncated_checkpoint_is_an_input_error(tmp_path: Path, part: float) -> None:
     path = tmp_path / "x.pt"

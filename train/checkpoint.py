@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.atomic import open_atomic
+from runtime.bounded import parse_json, words
 from runtime.errors import InputError, UsageError
 from runtime.labels import MODALITIES, Label
 from runtime.model_card import ModelCard, Shape3
@@ -29,6 +30,8 @@ from train.unet import UNet3D
 
 FORMAT: Final = "brats-deploy.checkpoint"
 SCHEMA: Final = 1
+_WIDEST: Final = 8192
+_MOST_LEVELS: Final = 10
 _KEYS: Final = ("model", "architecture", "card", "config", "progress", "optimizer")
 _OURS: Final = Wanted(
     f"a checkpoint of schema {SCHEMA} as brats-train writes it",
@@ -131,19 +134,44 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if value.get("schema") != SCHEMA:
         raise _OURS.error(path, f"a checkpoint of schema {value.get('schema')}")
     try:
-        architecture = json.loads(value["architecture"])
-        architecture["features"] = tuple(architecture["features"])
+        card = ModelCard.from_json(value["card"], path)
         return Checkpoint(
             model=dict(value["model"]),
-            architecture=Architecture(**architecture),
-            card=ModelCard.from_json(value["card"], path),
+            architecture=_architecture(parse_json(value["architecture"]), card),
+            card=card,
             epoch=int(value["epoch"]),
+            # Not parse_json: a score may be -Infinity so far, which Python writes and reads.
             config=json.loads(value["config"]),
             progress=json.loads(value["progress"]),
             optimizer=value["optimizer"],
         )
-    except (ValueError, TypeError, KeyError) as error:
-        raise _OURS.error(path, f"an unreadable checkpoint ({error})") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _OURS.error(path, f"an unreadable checkpoint ({words(error)})") from error
+
+
+def _architecture(value: dict[str, Any], card: ModelCard) -> Architecture:
+    """The network that a checkpoint describes.
+
+    Raises:
+        ValueError, TypeError, KeyError: none of ours, or not one of the card's modalities and
+            labels.
+    """
+    found = Architecture(**{**value, "features": tuple(value["features"])})
+    sizes = (found.in_channels, found.classes, *found.features)
+    if any(type(size) is not int or not 1 <= size <= _WIDEST for size in sizes):
+        raise ValueError(f"a network with sizes that are not integers from 1 to {_WIDEST}")
+    if not 2 <= len(found.features) <= _MOST_LEVELS or not 0 <= found.dropout < 1:
+        raise ValueError("a network of no use")
+    if type(found.deep_supervision) is not int or type(found.residual) is not bool:
+        raise ValueError("a network of no use")
+    if not 0 <= found.deep_supervision <= len(found.features) - 2:
+        raise ValueError(f"{found.deep_supervision} coarser heads")
+    if (found.in_channels, found.classes) != (len(card.modalities), len(card.labels)):
+        raise ValueError(
+            f"a network of {found.in_channels} channels and {found.classes} classes, a card of "
+            f"{len(card.modalities)} modalities and {len(card.labels)} labels"
+        )
+    return found
 
 
 def load_model(path: Path) -> tuple[UNet3D, ModelCard]:

@@ -8,11 +8,11 @@ from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from runtime.atomic import write_text
 from runtime.errors import InputError, UsageError
 from train.config import Config, keys_of
+from train.plain_yaml import MOST_BYTES, load_plain_yaml
 
 DEFAULT_CONFIG: Final = "brats2020"
 _PACKAGE: Final = Path(__file__).resolve().parent
@@ -54,18 +54,10 @@ def read_config(path: Path, base: Config | None = None) -> Config:
     """Read a YAML 1.2 file over ``base`` (the defaults).
 
     Raises:
-        InputError: not YAML, an unknown key (the nearest known one is named), or a wrong type.
+        InputError: not YAML, or more than `load_plain_yaml` takes; an unknown key (the nearest
+            known one is named), or a wrong type.
     """
-    try:
-        value = YAML(typ="safe", pure=True).load(path.read_text())
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise InputError(
-            path,
-            found=f"no readable YAML ({first})",
-            expected="a configuration",
-            remedy="correct the file",
-        ) from error
+    value = load_plain_yaml(path)
     config: Config = _dataclass(path, "", base or Config(), {} if value is None else value)
     return config
 
@@ -74,9 +66,18 @@ def write_config(path: Path, config: Config) -> None:
     """Write the resolved configuration; `read_config` gives it back.
 
     Raises:
+        InputError: it is too long to be read again.
         OutputError: it cannot be written.
     """
-    write_text(path, to_yaml(config))
+    text = to_yaml(config)
+    if len(text.encode()) > MOST_BYTES:
+        raise InputError(
+            path,
+            found=f"a configuration of {len(text) >> 10} KiB",
+            expected=f"{MOST_BYTES >> 10} KiB at most",
+            remedy="name the cases in a split file with --split.file instead of in lists",
+        )
+    write_text(path, text)
 
 
 def to_yaml(config: Config) -> str:
@@ -84,6 +85,8 @@ def to_yaml(config: Config) -> str:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = None
     yaml.width = 100
+    # What two keys share is written twice: an alias would not be read again.
+    yaml.representer.ignore_aliases = lambda _: True
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
     yaml.dump(config.to_dict(), stream)
@@ -138,7 +141,7 @@ def _unknown(path: Path, prefix: str, key: str, known: tuple[str, ...]) -> Input
     close = get_close_matches(key, known, n=1)
     return InputError(
         path,
-        found=f"unknown key {prefix}{key}"
+        found=f"unknown key {prefix}{key[:80]}"
         + (f" (did you mean {prefix}{close[0]}?)" if close else ""),
         expected=f"keys among {', '.join(known)}",
         remedy="correct or remove the key",
@@ -148,7 +151,7 @@ def _unknown(path: Path, prefix: str, key: str, known: tuple[str, ...]) -> Input
 def _wrong(path: Path, key: str, value: Any, expected: str) -> InputError:
     return InputError(
         path,
-        found=f"{key}: {value!r} ({type(value).__name__})",
+        found=f"{key}: {repr(value)[:80]} ({type(value).__name__})",
         expected=expected,
         remedy=f"correct {key}",
     )

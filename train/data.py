@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from runtime import nifti
 from runtime.atomic import add_directory, check_writable, open_atomic, write_json
+from runtime.bounded import read_json
 from runtime.case import Case
 from runtime.errors import InputError
 from runtime.labels import Convention, Label, LabelMap
@@ -194,7 +195,7 @@ def _content(case: Case, card: ModelCard, cache: Path) -> str | None:
         key = _key(replace(case, labels=None, convention=None), card, None)
         path = cache / _HELD_OUT / f"{case.case_id}-{key[:16]}.json"
         try:
-            return str(json.loads(path.read_bytes())["content"])
+            return str(read_json(path)["content"])
         except (OSError, ValueError, KeyError, TypeError):
             volume = nifti.load(case)
         content = _content_of(prepare(volume, card, NumpyOps(), card.patch).voxels)
@@ -290,7 +291,7 @@ def _digest_of(record: Mapping[str, Any]) -> str:
 def _open(case_id: str, folder: Path, verify: bool) -> CachedCase | None:
     """The entry in ``folder``; None where it is missing, not whole or, verified, not as written."""
     try:
-        record = json.loads((folder / _RECORD).read_text())
+        record = read_json(folder / _RECORD)
         if record.pop("record") != _digest_of(record):
             return None
         if any((folder / name).stat().st_size != n for name, n in record["bytes"].items()):
@@ -306,5 +307,5 @@ def _open(case_id: str, folder: Path, verify: bool) -> CachedCase | None:
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     return array

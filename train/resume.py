@@ -1,10 +1,10 @@
 """Which run --resume goes on with: never an older one than the newest there is."""
 
-import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
+from runtime.bounded import read_json
 from runtime.errors import InputError
 from train.run_dir import RunDir
 
@@ -52,7 +52,7 @@ def time_limit(run: RunDir) -> float | None:
     if run.last.is_file():
         return None
     try:
-        newest = json.loads(run.environment.read_text())
+        newest = read_json(run.environment)
         for made_with in (newest, *newest.get("earlier", [])):
             given = made_with.get("arguments", ())
             words = [part for word in given for part in word.split("=", 1)]

@@ -1,6 +1,5 @@
 """What brats-train does, in order: device, data, split, cache, training."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from runtime.atomic import write_json
+from runtime.bounded import parse_json
 from runtime.case import Case
 from runtime.errors import BratsError, UsageError
 from train import device as devices
@@ -161,8 +161,8 @@ def _earlier(run: RunDir) -> list[Any]:
     """What environment.json has said so far, newest first; what cannot be read stays as text."""
     text = run.environment.read_bytes().decode(errors="replace")
     try:
-        newest = json.loads(text)
-    except (ValueError, RecursionError):
+        newest = parse_json(text)
+    except ValueError:
         newest = None
     if not isinstance(newest, dict) or not isinstance(newest.get("earlier", []), list):
         return [{"unreadable": text}]

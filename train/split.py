@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.bounded import read_json
 from runtime.errors import InputError
 from runtime.naming import patient_of
 from train.config import SplitConfig
@@ -112,7 +113,7 @@ def read_split(path: Path, remedy: str = "correct split.file (--split.file)") ->
         InputError: missing or not a split.
     """
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
         split = Split(
             tuple(map(str, value["train"])),
             tuple(map(str, value["validation"])),

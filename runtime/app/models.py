@@ -10,7 +10,8 @@ from typing import Final
 
 from runtime.backends import BackendName, BackendOptions, open_backend
 from runtime.errors import BratsError, InputError
-from runtime.model_dir import BUILT_IN, MANIFEST, WRITTEN, ModelDir
+from runtime.manifest import MANIFEST
+from runtime.model_dir import BUILT_IN, WRITTEN, ModelDir
 
 BACKENDS: Final[tuple[BackendName, ...]] = ("trt", "ort", "openvino")
 _DEPTH: Final = 3

@@ -1,12 +1,21 @@
 """OpenVINO on the CPU: the fastest of the CPU backends."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import openvino
 
-from runtime.backends.seam import BackendInfo, Fill, Take, check_card, check_window
+from runtime.backends.seam import (
+    BackendInfo,
+    Fill,
+    Take,
+    Tensor,
+    check_tensors,
+    check_window,
+)
 from runtime.errors import BackendUnavailableError, ComputeError, InputError
-from runtime.model_card import CARD_KEY, ModelCard, Shape3
+from runtime.model_card import CARD_KEY, ModelCard, Shape3, check_card
 from runtime.ops.numpy import NumpyOps
 
 
@@ -63,8 +72,10 @@ class OpenVinoBackend:
             self._model.get_rt_info(path).astype(str) if self._model.has_rt_info(path) else None
         )
         check_card(card, stored, info.artefact)
+        _check_graph(self._model, card, info.artefact)
         self._request: openvino.InferRequest | None = None
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._window: Shape3 | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -79,6 +90,8 @@ class OpenVinoBackend:
         shape = (1, len(self._card.modalities), *window)
         if self._buffer.shape == shape:
             return
+        # Before it is given a shape: OpenVINO would make a graph of another one fit.
+        _check_graph(self._model, self._card, self._info.artefact, window)
         # A static shape lets oneDNN choose its kernels and layouts at compile time.
         static = self._model.clone()
         try:
@@ -90,12 +103,14 @@ class OpenVinoBackend:
                 expected="the channels and axes that the model's card promises",
                 remedy="export the model again",
             ) from error
+        _check_graph(static, self._card, self._info.artefact, window)
         try:
             compiled = self._core.compile_model(static, "CPU", self._settings)
             self._request = compiled.create_infer_request()
         except RuntimeError as error:
             raise _failed(error) from error
         self._buffer = np.zeros(shape, np.float32)
+        self._window = window
         self._request.set_input_tensor(openvino.Tensor(self._buffer, shared_memory=True))
 
     def run(self, n: int, fill: Fill, take: Take) -> None:
@@ -107,11 +122,30 @@ class OpenVinoBackend:
                 self._request.infer()
             except RuntimeError as error:
                 raise _failed(error) from error
-            take(index, index + 1, self._request.get_output_tensor().data)
+            outputs = self._request.get_output_tensor().data
+            # Known only now where the graph leaves it open.
+            given, taken = Tensor.of(outputs), Tensor.of(self._buffer)
+            check_tensors(self._card, [taken], [given], self._info.artefact, self._window)
+            take(index, index + 1, outputs)
 
     def close(self) -> None:
         self._request = None
         self._buffer = np.zeros(0, np.float32)
+
+
+def _check_graph(
+    model: openvino.Model, card: ModelCard, artefact: str, window: Shape3 | None = None
+) -> None:
+    inputs, outputs = ([_tensor(one) for one in side] for side in (model.inputs, model.outputs))
+    check_tensors(card, inputs, outputs, artefact, window)
+
+
+def _tensor(port: Any) -> Tensor:
+    kind, shape = port.get_element_type().get_type_name(), port.get_partial_shape()
+    axes = None
+    if not shape.rank.is_dynamic:
+        axes = tuple(None if size.is_dynamic else size.get_length() for size in shape)
+    return Tensor("float32" if kind == "f32" else kind, axes)
 
 
 def _failed(error: RuntimeError) -> ComputeError:

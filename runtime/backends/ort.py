@@ -7,9 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from runtime.backends.seam import BackendInfo, Fill, Take, check_card, check_window
+from runtime.backends.seam import (
+    BackendInfo,
+    Fill,
+    Take,
+    Tensor,
+    check_tensors,
+    check_window,
+)
 from runtime.errors import ComputeError, InputError
-from runtime.model_card import CARD_KEY, ModelCard, Shape3
+from runtime.model_card import CARD_KEY, ModelCard, Shape3, check_card
 from runtime.ops.numpy import NumpyOps
 
 
@@ -40,9 +47,11 @@ class OrtBackend:
         options.enable_cpu_mem_arena = False
         self._session = open_session(model, info, options, ["CPUExecutionProvider"])
         check_card(card, stored_card(self._session), info.artefact)
+        check_graph(self._session, card, info.artefact)
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._window: Shape3 | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -54,7 +63,9 @@ class OrtBackend:
 
     def bind(self, window: Shape3, batch: int) -> None:
         check_window(self._card, window)
+        check_graph(self._session, self._card, self._info.artefact, window)
         # More than one window at a time gains nothing on a CPU and costs memory.
+        self._window = window
         shape = (1, len(self._card.modalities), *window)
         if self._buffer.shape != shape:
             self._buffer = np.zeros(shape, np.float32)
@@ -68,6 +79,9 @@ class OrtBackend:
                 (outputs,) = self._session.run([self._output], {self._input: self._buffer})
             except Exception as error:  # pybind's exceptions share no public base class
                 raise stopped(self._info.device, error) from error
+            # Known only now where the graph leaves it open.
+            given, taken = Tensor.of(outputs), Tensor.of(self._buffer)
+            check_tensors(self._card, [taken], [given], self._info.artefact, self._window)
             take(index, index + 1, outputs)
 
     def close(self) -> None:
@@ -104,6 +118,26 @@ def stored_card(session: onnxruntime.InferenceSession) -> str | None:
     """What a model's metadata holds under `CARD_KEY`."""
     found: str | None = session.get_modelmeta().custom_metadata_map.get(CARD_KEY)
     return found
+
+
+def check_graph(
+    session: onnxruntime.InferenceSession,
+    card: ModelCard,
+    artefact: str,
+    window: Shape3 | None = None,
+) -> None:
+    """Refuse a graph that is not of the card's modalities and labels; see `check_tensors`."""
+    inputs, outputs = (
+        [_tensor(one.type, one.shape) for one in side]
+        for side in (session.get_inputs(), session.get_outputs())
+    )
+    check_tensors(card, inputs, outputs, artefact, window)
+
+
+def _tensor(kind: str, shape: Sequence[Any]) -> Tensor:
+    # An axis that is open has a name, or none; a shape of no axes is one of which nothing is known.
+    axes = tuple(size if isinstance(size, int) else None for size in shape)
+    return Tensor("float32" if kind == "tensor(float)" else kind, axes or None)
 
 
 def stopped(where: str, error: Exception) -> ComputeError:

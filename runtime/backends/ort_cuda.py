@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import numpy as np
 import onnxruntime
 
-from runtime.backends.ort import first_line, open_session, out_of_memory, stopped, stored_card
-from runtime.backends.seam import BackendInfo, Fill, Take, check_card, check_window
+from runtime.backends.ort import (
+    check_graph,
+    first_line,
+    open_session,
+    out_of_memory,
+    stopped,
+    stored_card,
+)
+from runtime.backends.seam import BackendInfo, Fill, Take, check_window
 from runtime.errors import BackendUnavailableError, BratsError, ComputeError, InputError
-from runtime.model_card import ModelCard, Shape3
+from runtime.model_card import ModelCard, Shape3, check_card
 from runtime.ops import Array
 
 if TYPE_CHECKING:
@@ -79,6 +86,7 @@ class OrtCudaBackend:
         try:
             self._session = self._opened(model, options or CudaOptions())
             check_card(card, stored_card(self._session), info.artefact)
+            check_graph(self._session, card, info.artefact)
         except BratsError:
             self.close()
             raise

@@ -1,12 +1,11 @@
 """The seam between a segmenter and whatever runs the network: one model on one device."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.errors import InputError, UsageError
-from runtime.model_card import CARD_KEY, ModelCard, Shape3
+from runtime.model_card import ModelCard, Shape3
 from runtime.ops import Array, ArrayOps
 
 Fill = Callable[[int, int, Array], None]
@@ -94,25 +93,71 @@ def check_window(card: ModelCard, window: Shape3) -> None:
         )
 
 
-def check_card(card: ModelCard, stored: str | None, artefact: str) -> None:
-    """Refuse a graph that is not known to keep the contract it is run by.
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output of a graph.
+
+    Attributes:
+        dtype: "float32", or whatever the library calls another.
+        shape: size of every axis, None where it is open; None where not even their number is known.
+    """
+
+    dtype: str
+    shape: tuple[int | None, ...] | None
+
+    def __str__(self) -> str:
+        axes = (
+            "?"
+            if self.shape is None
+            else "x".join("?" if n is None else str(n) for n in self.shape)
+        )
+        return f"{self.dtype} {axes[:80]}"
+
+    @classmethod
+    def of(cls, array: Array) -> "Tensor":
+        """That of an array."""
+        return cls(str(array.dtype), tuple(array.shape))
+
+    def takes(self, other: "Tensor") -> bool:
+        """Whether ``other``, open or not, can be of this type and shape."""
+        if self.dtype != other.dtype or self.shape is None or other.shape is None:
+            return self.dtype == other.dtype
+        return len(self.shape) == len(other.shape) and all(
+            one is None or two is None or one == two
+            for one, two in zip(self.shape, other.shape, strict=True)
+        )
+
+
+def check_tensors(
+    card: ModelCard,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    artefact: str,
+    window: Shape3 | None = None,
+) -> None:
+    """Refuse a graph that does not turn the card's modalities into the card's labels.
 
     Args:
-        card: the contract, from card.json.
-        stored: what the graph's metadata holds under `CARD_KEY`; None if there is nothing.
+        card: the contract.
+        inputs, outputs: of the graph.
         artefact: the graph's file, for errors.
+        window: spatial shape (X, Y, Z) that it must take and give; None for any.
 
     Raises:
-        InputError: the graph holds no card, or another one.
+        InputError: not one input of a channel per modality and one output of one per label, both
+            float32 (N, C, X, Y, Z).
     """
-    try:
-        same = stored is not None and json.loads(stored) == json.loads(card.to_json())
-    except ValueError:
-        same = False
-    if not same:
+    axes = window or (None, None, None)
+    wanted = tuple(
+        Tensor("float32", (None, channels, *axes))
+        for channels in (len(card.modalities), len(card.labels))
+    )
+    found = (*inputs, *outputs)
+    if (len(inputs), len(outputs)) != (1, 1) or not all(map(Tensor.takes, wanted, found)):
+        given, taken = (" and ".join(map(str, side)) or "nothing" for side in (outputs, inputs))
         raise InputError(
             artefact,
-            found="no model card" if stored is None else "the card of another model",
-            expected=f"the content of card.json under the metadata key {CARD_KEY}",
-            remedy="export the model with brats-export, which stores its card in it",
+            found=f"a graph that turns {taken} into {given}",
+            expected=f"one that turns {wanted[0]} into {wanted[1]}, as its card says",
+            remedy="export the model again with brats-export",
         )

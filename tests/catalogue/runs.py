@@ -11,7 +11,8 @@ import onnx
 import pytest
 
 from runtime.lock import only_writer
-from runtime.model_dir import CARD, MANIFEST, ONNX_FP32, PARITY
+from runtime.manifest import MANIFEST
+from runtime.model_dir import CARD, ONNX_FP32, PARITY
 from tests.catalogue.scene import Row, Scene, error, voxels_of
 
 ANY_MODEL = ("--uncertified",)

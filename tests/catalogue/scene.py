@@ -1,7 +1,6 @@
 """A healthy case, a model and an output folder, for a row of the catalogue to spoil."""
 
 import gzip
-import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime.labels import MODALITIES
-from runtime.model_dir import MANIFEST, manifest_of
+from runtime.manifest import MANIFEST, manifest_of
 
 SHAPE = (36, 32, 20)
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -115,7 +114,7 @@ class Scene:
 
     def manifest(self) -> None:
         """Vouch for the model directory as it is now."""
-        (self.model / MANIFEST).write_text(json.dumps(manifest_of(self.model)))
+        (self.model / MANIFEST).write_bytes(manifest_of(self.model))
 
 
 def scene(root: Path, model: Path) -> Scene:

@@ -34,6 +34,28 @@ class Fault:
 
 FAULTS = (
     Fault(
+        "a-changed-manifest-is-parsed",
+        "runtime/manifest.py",
+        "if seal is None or hashlib.sha256(body).hexdigest().encode() != seal[1]:",
+        "if seal is None:",
+        "tests/test_mutated_models.py::test_no_changed_byte_reaches_a_parser[3]",
+    ),
+    Fault(
+        "weights-in-another-file",
+        "runtime/onnx_bytes.py",
+        "if wire != _VARINT or self._varint(first, last)[0]:",
+        "if wire != _VARINT:",
+        "tests/test_onnx_bytes.py::test_external_data_is_found_wherever_it_is_named"
+        "[by_location-in_subgraph]",
+    ),
+    Fault(
+        "a-model-through-a-link",
+        "runtime/manifest.py",
+        "if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(directory)):",
+        "if False:",
+        "tests/test_manifest.py::test_a_link_may_stay_inside_but_not_leave",
+    ),
+    Fault(
         "another-patients-result-stays",
         "runtime/app/results.py",
         'st.session_state["newest"] = st.session_state["result"] = newest',
@@ -496,7 +518,7 @@ FAULTS = (
     ),
     Fault(
         "visits-split-apart",
-        "train/split.py",
+        "runtime/naming.py",
         "            return match[1]\n",
         "            return case_id\n",
         "tests/test_train_data.py::test_folds_cover_the_patients_once",
