@@ -3,14 +3,18 @@
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from runtime.errors import OutputError
+from runtime.lock import try_lock
+
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -23,21 +27,63 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OutputError: the directory or the file cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _begin(path)
         try:
-            with temporary.open("xb") as file:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                if os.name == "posix":
+                    os.replace(temporary, path)  # while it is locked
+            if os.name != "posix":
+                os.replace(temporary, path)  # no open file can be renamed
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_directory(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def sweep(directory: Path) -> None:
+    """Remove the hidden files of writers that were killed; those of living ones are locked.
+
+    Where the file system has no locks all are left.
+
+    Args:
+        directory: its own files only, not those of folders in it.
+    """
+    if os.name != "posix":
+        return
+    for entry in list(os.scandir(directory)):
+        if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            # Gone, not ours to open, or on a file system without locks: left as it is.
+            with suppress(OSError):
+                descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+                try:
+                    if try_lock(descriptor):
+                        os.unlink(entry.path)
+                finally:
+                    os.close(descriptor)
+
+
+def _begin(path: Path) -> tuple[Path, BinaryIO]:
+    """A new hidden file beside ``path``, locked so that `sweep` leaves it."""
+    while True:
+        temporary = _temporary(path)
+        file = temporary.open("xb")
+        with suppress(OSError):
+            # A sweep may have come between the two lines.
+            if not try_lock(file.fileno()) or not os.fstat(file.fileno()).st_nlink:
+                file.close()
+                continue
+        return temporary, file
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -82,7 +128,7 @@ def replace_directory(path: Path, fill: Callable[[Path], None], owned_by: str) -
             it was.
     """
     check_replaceable(path, owned_by)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     try:
         try:
@@ -122,7 +168,7 @@ def add_directory(
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

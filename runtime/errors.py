@@ -5,6 +5,8 @@ and the remedy.
 from os import PathLike, fspath
 from typing import ClassVar
 
+from runtime.printable import printable
+
 
 class BratsError(Exception):
     """Base of all errors of this project.
@@ -27,7 +29,9 @@ class BratsError(Exception):
         self.found = found
         self.expected = expected
         self.remedy = remedy
-        super().__init__(f"{self.where}: found {found}, expected {expected}; {remedy}.")
+        # A file's name may be in each of them.
+        told = f"{self.where}: found {found}, expected {expected}; {remedy}."
+        super().__init__(printable(told))
 
 
 class UsageError(BratsError):

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Final
 
+from runtime.printable import printable
+
 _VOID: Final = frozenset({"img", "meta"})
 
 
@@ -23,7 +25,7 @@ def element(name: str, /, *children: str, **attributes: object) -> Markup:
             that ``class_`` and ``aria_label`` can be told. Values are escaped; None leaves one out.
     """
     told = "".join(
-        f' {key.removesuffix("_").replace("_", "-")}="{escape(str(value))}"'
+        f' {key.removesuffix("_").replace("_", "-")}="{escape(printable(str(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -36,7 +38,8 @@ def joined(children: Iterable[str], between: str = "") -> Markup:
     """Text and markup one after the other."""
     return Markup(
         between.join(
-            child if isinstance(child, Markup) else escape(child, quote=False) for child in children
+            child if isinstance(child, Markup) else escape(printable(child), quote=False)
+            for child in children
         )
     )
 

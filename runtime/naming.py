@@ -47,7 +47,7 @@ def stem_of(path: Path) -> str:
 def take_apart(path: Path) -> NamedFile:
     """Split at the last underscore or hyphen: X_flair, X-t2f, X_0000, flair."""
     stem = stem_of(path)
-    match = re.fullmatch(r"(?:(.*)([_-]))?([^_-]+)", stem)
+    match = re.fullmatch(r"(?:(.*)([_-]))?([^_-]+)", stem, re.DOTALL)
     if match is None:
         return NamedFile(path, stem, "", "")
     return NamedFile(path, match[1] or "", match[2] or "", match[3].lower())

@@ -5,7 +5,6 @@ the file's bytes comes from the same pass. nibabel and SimpleITK stop at the las
 damaged files without a word.
 """
 
-import hashlib
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,13 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from nibabel.nifti1 import Nifti1Header
-from nibabel.spatialimages import HeaderDataError
 
-from runtime.case import Case
+from runtime.case import Case, Source
 from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
-from runtime.nifti_bytes import GZIP_ERRORS, content, damaged, first_bytes
+from runtime.nifti_bytes import GZIP_ERRORS, Stored, first_bytes, read_stored
+from runtime.nifti_header import damaged
 
 INTENT_NAME: Final = "brats-deploy"
 """Carried by our label maps, so that one left without its sidecar is known as ours."""
@@ -35,11 +33,13 @@ class Image:
             header scales).
         sha256: of the file's bytes, compressed as they lie.
         path: the file.
+        warnings: what had to be corrected to read it, each a sentence about "it".
     """
 
     voxels: npt.NDArray[Any]
     sha256: str
     path: Path
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Volume:
     images: dict[str, Image]
     grid: Grid
 
-
-@dataclass(frozen=True)
-class _File:
-    voxels: npt.NDArray[Any]  # (X, Y, Z) or (X, Y, Z, T), Fortran order, as stored
-    grid: Grid
-    slope: float
-    intercept: float
-    sha256: str
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What had to be corrected to read the files, by modality."""
+        return tuple(
+            f"{modality}: {text}"
+            for modality, image in self.images.items()
+            for text in image.warnings
+        )
 
 
 def load(case: Case, workers: int = 4) -> Volume:
@@ -78,24 +78,24 @@ def load(case: Case, workers: int = 4) -> Volume:
 
     Raises:
         InputError: a file is missing, truncated, damaged, not a 3D NIfTI (4D where the case
-            says so), has another shape or affine than the first, or holds non-finite voxels.
+            says so), a single slice, has another shape or affine than the first, holds non-finite
+            voxels, or the bytes of another modality's file.
     """
     paths = list(dict.fromkeys(source.path for source in case.images.values()))
     with ThreadPoolExecutor(max(1, min(workers, len(paths)))) as pool:
-        files = dict(zip(paths, pool.map(_read, paths), strict=True))
+        files = dict(zip(paths, pool.map(read_stored, paths), strict=True))
     images: dict[str, Image] = {}
     first: tuple[Path, Grid] | None = None
     for modality, source in case.images.items():
         file = files[source.path]
+        grid = file.header.grid
         if first is None:
-            first = (source.path, file.grid)
+            first = (source.path, grid)
+            _check_depth(source.path, grid)
         check_same_grid(
-            source.path, file.grid, *first, "co-register and resample all modalities to one grid"
+            source.path, grid, *first, "co-register and resample all modalities to one grid"
         )
-        voxels = _channel(source.path, file.voxels, source.channel)
-        voxels = _scaled(voxels, file.slope, file.intercept)
-        _check_finite(source.path, voxels)
-        images[modality] = Image(voxels, file.sha256, source.path)
+        images[modality] = _image(source, file)
     if first is None:
         raise InputError(
             case.case_id,
@@ -103,7 +103,24 @@ def load(case: Case, workers: int = 4) -> Volume:
             expected="four modalities",
             remedy="check the case folder",
         )
+    _check_distinct(case, images)
     return Volume(case, images, first[1])
+
+
+def read_image(source: Source) -> tuple[Image, Grid]:
+    """Read and verify one modality, or anything else that is one 3D image.
+
+    Args:
+        source: the file, and which of its frames where it is 4D.
+
+    Returns:
+        The image, and the grid it lies on.
+
+    Raises:
+        InputError: as for `load`, as far as one file can tell.
+    """
+    file = read_stored(source.path)
+    return _image(source, file), file.header.grid
 
 
 def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
@@ -114,17 +131,17 @@ def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
         `labels.from_convention`.
 
     Raises:
-        InputError: as for `load`.
+        InputError: as for `read_image`.
     """
-    file = _read(path)
-    voxels = _scaled(_channel(path, file.voxels, None), file.slope, file.intercept)
-    _check_finite(path, voxels)
-    return voxels, file.grid
+    image, grid = read_image(Source(path))
+    return image.voxels, grid
 
 
 def is_ours(path: Path) -> bool:
     """Whether the header of ``path`` carries our mark; False for anything unreadable."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return False
         with path.open("rb") as file:
             head = first_bytes(file.read(4096))
     except GZIP_ERRORS:
@@ -132,55 +149,44 @@ def is_ours(path: Path) -> bool:
     return len(head) >= 348 and head[328:344].rstrip(b"\0") == INTENT_NAME.encode()
 
 
-def _read(path: Path) -> _File:
-    try:
-        stored = path.read_bytes()
-    except OSError as error:
+def _image(source: Source, file: Stored) -> Image:
+    header = file.header
+    voxels = _channel(source.path, _voxels(file), source.channel)
+    voxels = _scaled(voxels, header.slope, header.intercept)
+    _check_finite(source.path, voxels)
+    return Image(voxels, file.sha256, source.path, file.warnings)
+
+
+def _check_distinct(case: Case, images: dict[str, Image]) -> None:
+    """One file under two names is a mistake that no network notices."""
+    seen: dict[str, str] = {}
+    for modality, image in images.items():
+        other = seen.setdefault(image.sha256, modality)
+        if other != modality and case.images[modality].channel is None:
+            raise InputError(
+                image.path,
+                found=f"the same bytes as {images[other].path.name}",
+                expected=f"{modality} and {other} to be different images",
+                remedy="find the right file for one of them",
+            )
+
+
+def _check_depth(path: Path, grid: Grid) -> None:
+    if min(grid.shape) == 1:
         raise InputError(
             path,
-            found=error.strerror or type(error).__name__,
-            expected="a readable file",
-            remedy="check the path and its permissions",
-        ) from error
-    digest = hashlib.sha256(stored).hexdigest()
-    promise, raw = content(path, stored)
-    shape, dtype = promise.shape, promise.dtype
-    voxels = np.frombuffer(raw, dtype, math.prod(shape), promise.offset).reshape(shape, order="F")
-    if not dtype.isnative:
-        voxels = voxels.astype(dtype.newbyteorder("="))
-    slope, intercept = _slope(path, promise.header)
-    return _File(
-        voxels,
-        _grid(path, promise.header, (shape[0], shape[1], shape[2])),
-        slope,
-        intercept,
-        digest,
-    )
+            found=f"a single slice ({'x'.join(map(str, grid.shape))})",
+            expected="a volume",
+            remedy="give the whole 3D image",
+        )
 
 
-def _slope(path: Path, header: Nifti1Header) -> tuple[float, float]:
-    """Factor and addend of the voxels as stored; 1 and 0 where they are the values themselves."""
-    try:
-        slope, intercept = header.get_slope_inter()
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise damaged(path, f"an unreadable header ({error})") from error
-    return 1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept)
-
-
-def _grid(path: Path, header: Nifti1Header, shape: tuple[int, int, int]) -> Grid:
-    try:
-        qform, qform_code = header.get_qform(coded=True)
-        sform, sform_code = header.get_sform(coded=True)
-        affine = np.asarray(header.get_best_affine(), np.float64)
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise damaged(path, f"an unreadable orientation ({error})") from error
-    with np.errstate(all="ignore"):
-        volume = abs(np.linalg.det(affine[:3, :3]))
-        spacing = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    if not (np.isfinite(affine).all() and np.isfinite(spacing).all() and 1e-9 <= volume < np.inf):
-        raise damaged(path, "an affine that is singular or not finite")
-    x, y, z = (float(size) for size in spacing)
-    return Grid(shape, affine, qform, sform, int(qform_code), int(sform_code), (x, y, z))
+def _voxels(file: Stored) -> npt.NDArray[Any]:
+    """(X, Y, Z) or (X, Y, Z, T), Fortran order, as stored but for its byte order."""
+    header = file.header
+    flat = np.frombuffer(file.raw, header.dtype, math.prod(header.shape), header.offset)
+    voxels = flat.reshape(header.shape, order="F")
+    return voxels if header.dtype.isnative else voxels.astype(header.dtype.newbyteorder("="))
 
 
 def _channel(path: Path, voxels: npt.NDArray[Any], channel: int | None) -> npt.NDArray[Any]:

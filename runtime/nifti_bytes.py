@@ -1,79 +1,115 @@
 """The bytes of a NIfTI file, held against what its header promises.
 
-No more of a gzip stream is inflated than that: a thousandth of its size is enough to pack one that
-fills any memory.
+A file is read once, from a descriptor that was looked at before: the bytes that are hashed are the
+bytes that are inflated. No more of a gzip stream is inflated than its header promises: a thousandth
+of its size is enough to pack one that fills any memory.
 """
 
+import hashlib
 import io
-import math
+import os
+import stat
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from isal import igzip, isal_zlib
-from nibabel.nifti1 import Nifti1Header
-from nibabel.nifti2 import Nifti2Header
-from nibabel.spatialimages import HeaderDataError
 
 from runtime.errors import InputError
+from runtime.nifti_header import HEADER_BYTES, Data, Header, damaged, parse_header
 
 GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-_HEADER: Final = 540  # bytes, enough for either header
-_MAX_VOXELS: Final = 1 << 30
-# Between header and voxels lie extensions, and some writers pad the end.
-_MAX_OFFSET: Final = 64 << 20
+# Some writers pad the end.
 _MAX_PADDING: Final = 1 << 20
-# Deflate packs no more than 1032 bytes into one.
+# Deflate packs no more than 1032 bytes into one, and adds less than an eighth to what it cannot
+# pack, members of 64 kB with their headers included.
 _MAX_RATIO: Final = 1032
+_MAX_GROWTH: Final = 8
 _PART: Final = 1 << 20
+_START: Final = 1 << 16
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What a header says of the voxels that follow it."""
-
-    header: Nifti1Header
-    shape: tuple[int, ...]  # (X, Y, Z) or (X, Y, Z, T)
-    dtype: np.dtype[Any]
-    offset: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def most(self) -> int:
-        """Bytes of the longest file that this can be the header of, and one more."""
-        return self.end + _MAX_PADDING + 1
-
-
-def content(path: Path, stored: bytes) -> tuple[Promise, bytes]:
+class Stored:
     """A file taken apart.
+
+    Attributes:
+        header: what it says of itself.
+        raw: its bytes uncompressed, header included.
+        sha256: of its bytes, compressed as they lie.
+        warnings: what had to be corrected to read it.
+    """
+
+    header: Header
+    raw: Data
+    sha256: str
+    warnings: tuple[str, ...]
+
+
+def read_stored(path: Path) -> Stored:
+    """Read and verify a file.
+
+    Raises:
+        InputError: it cannot be opened, is no regular file, no NIfTI file of three or four axes,
+            damaged, or of other than the bytes that its header promises.
+    """
+    try:
+        # A pipe would keep an ordinary open waiting for its writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise damaged(path, f"a {_kind(status.st_mode)}", "give the image file itself")
+            start = file.read(_START)
+            _check_stored(path, start, status.st_size)
+            stored = _read_all(file, start, status.st_size)
+    except OSError as error:
+        raise InputError(
+            path,
+            found=error.strerror or type(error).__name__,
+            expected="a readable file",
+            remedy="check the path and its permissions",
+        ) from error
+    if len(stored) != status.st_size:
+        remedy = "wait until it is written, and run again"
+        raise damaged(path, "a file that changes while it is read", remedy)
+    digest = hashlib.sha256(stored).hexdigest()
+    header, raw = content(path, stored)
+    warnings = [*header.warnings]
+    compressed = stored[:2] == _GZIP_MAGIC
+    if compressed != path.name.lower().endswith(".gz"):
+        warnings.append(f"it is {'' if compressed else 'not '}compressed, unlike its name")
+    if len(raw) > header.end:
+        warnings.append(f"{len(raw) - header.end} bytes after its voxels were left aside")
+    if not _extensions_fit(header, raw):
+        warnings.append("its header extensions are unreadable and were left aside")
+    return Stored(replace(header, warnings=()), raw, digest, tuple(warnings))
+
+
+def content(path: Path, stored: Data) -> tuple[Header, Data]:
+    """What a file says of itself, and its bytes uncompressed, header included.
 
     Args:
         path: of the file, for the error.
         stored: its bytes, compressed as they lie.
-
-    Returns:
-        What the header says, and the bytes uncompressed, header included.
 
     Raises:
         InputError: no NIfTI file of three or four axes, damaged, or with other than the bytes that
             its header promises.
     """
     if stored[:2] != _GZIP_MAGIC:
-        promise, raw = _promise(path, stored), stored
+        header, raw = parse_header(path, stored), stored
     else:
-        promise = _promise(path, _inflate(path, stored, _HEADER))
-        raw = _inflate(path, stored, promise.most)
-    _check_size(path, len(raw), promise)
-    return promise, raw
+        header = parse_header(path, _inflate(path, stored, HEADER_BYTES))
+        _check_packed(path, len(stored), header)
+        raw = _inflate(path, stored, _most(header))
+    _check_size(path, len(raw), header)
+    return header, raw
 
 
-def count_frames(path: Path, stored: bytes) -> int:
+def count_frames(path: Path, stored: Data) -> int:
     """How many volumes a file holds on its fourth axis; 1 where it is 3D.
 
     The values of the voxels are not looked at, and never all in memory.
@@ -86,15 +122,16 @@ def count_frames(path: Path, stored: bytes) -> int:
         InputError: as for `content`.
     """
     if stored[:2] != _GZIP_MAGIC:
-        promise = _promise(path, stored)
-        _check_size(path, len(stored), promise)
+        header = parse_header(path, stored)
+        _check_size(path, len(stored), header)
     else:
-        promise = _promise(path, _inflate(path, stored, _HEADER))
-        _check_size(path, _inflated_size(path, stored, promise.most), promise)
-    return (*promise.shape, 1)[3]
+        header = parse_header(path, _inflate(path, stored, HEADER_BYTES))
+        _check_packed(path, len(stored), header)
+        _check_size(path, _inflated_size(path, stored, _most(header)), header)
+    return (*header.shape, 1)[3]
 
 
-def first_bytes(stored: bytes) -> bytes:
+def first_bytes(stored: Data) -> Data:
     """What a file begins with, uncompressed: enough for either header.
 
     Args:
@@ -105,29 +142,56 @@ def first_bytes(stored: bytes) -> bytes:
     """
     if stored[:2] != _GZIP_MAGIC:
         return stored
-    return bytes(isal_zlib.decompressobj(wbits=31).decompress(stored, _HEADER))
+    return bytes(isal_zlib.decompressobj(wbits=31).decompress(stored, HEADER_BYTES))
 
 
-def damaged(path: Path, found: str) -> InputError:
-    return InputError(
-        path,
-        found=found,
-        expected="an undamaged NIfTI file (.nii or .nii.gz)",
-        remedy="fetch or convert the file again",
-    )
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "pipe" if stat.S_ISFIFO(mode) else "device or socket"
 
 
-def _inflate(path: Path, stored: bytes, most: int) -> bytes:
+def _most(header: Header) -> int:
+    """Bytes of the longest file that this can be the header of, and one more."""
+    return header.end + _MAX_PADDING + 1
+
+
+def _check_stored(path: Path, start: bytes, size: int) -> None:
+    """A file that is far longer than what it says it holds is not even read."""
+    if size <= len(start):
+        return
+    if start[:2] != _GZIP_MAGIC:
+        most = _most(parse_header(path, start)) - 1
+    else:
+        most = _most(parse_header(path, _inflate(path, start, HEADER_BYTES)))
+        most += most // _MAX_GROWTH
+    if size > most:
+        raise damaged(path, f"a file of {size} bytes, where its header accounts for {most}")
+
+
+def _read_all(file: io.FileIO, start: bytes, size: int) -> bytearray:
+    """All bytes of a file that begins so; one more than ``size`` where it has grown."""
+    stored = bytearray(size + 1)
+    stored[: len(start)] = start
+    place = len(start)
+    with memoryview(stored) as view:
+        while place < len(stored) and (count := file.readinto(view[place:])):
+            place += count
+    del stored[place:]
+    return stored
+
+
+def _inflate(path: Path, stored: Data, most: int) -> bytes:
     """The first ``most`` bytes; where there are fewer, the stream has been checked to its end."""
     try:
         with igzip.open(io.BytesIO(stored)) as stream:
             # Room for all that is asked for is taken at once: no more than can be in there.
             return bytes(stream.read(min(most, _MAX_RATIO * len(stored))))
     except GZIP_ERRORS as error:
-        raise damaged(path, f"a damaged or truncated gzip stream ({error})") from error
+        raise _damaged_stream(path, error) from error
 
 
-def _inflated_size(path: Path, stored: bytes, most: int) -> int:
+def _inflated_size(path: Path, stored: Data, most: int) -> int:
     """How much `_inflate` would give, without keeping it."""
     size = 0
     try:
@@ -135,60 +199,43 @@ def _inflated_size(path: Path, stored: bytes, most: int) -> int:
             while size < most and (part := stream.read(min(_PART, most - size))):
                 size += len(part)
     except GZIP_ERRORS as error:
-        raise damaged(path, f"a damaged or truncated gzip stream ({error})") from error
+        raise _damaged_stream(path, error) from error
     return size
 
 
-def _promise(path: Path, raw: bytes) -> Promise:
-    header = _parse_header(path, raw)
-    shape = _shape(path, header)
-    try:
-        dtype = header.get_data_dtype()
-        offset = int(header["vox_offset"]) or header.single_vox_offset
-    except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
-        raise damaged(path, f"an unreadable header ({error})") from error
-    if dtype.kind not in "iuf" or not header.single_vox_offset <= offset <= _MAX_OFFSET:
-        raise damaged(path, f"voxels of type {dtype} from byte {offset} on")
-    return Promise(header, shape, dtype, offset)
+def _damaged_stream(path: Path, error: Exception) -> InputError:
+    return damaged(path, f"a damaged or truncated gzip stream ({error})")
 
 
-def _check_size(path: Path, size: int, promise: Promise) -> None:
-    if size < promise.end:
-        raise damaged(path, f"{size} bytes where the header promises {promise.end}")
-    if size >= promise.most:
+def _check_packed(path: Path, size: int, header: Header) -> None:
+    """A promise that the file is too small to keep is not even tried."""
+    if header.end > _MAX_RATIO * size:
         raise damaged(
-            path, f"more than {promise.most - 1} bytes where the header promises {promise.end}"
+            path, f"{size} bytes, which cannot hold the {header.end} that the header promises"
         )
 
 
-def _parse_header(path: Path, raw: bytes) -> Nifti1Header:
-    size = int.from_bytes(raw[:4], "little")
-    swapped = int.from_bytes(raw[:4], "big")
-    if 348 in (size, swapped):
-        kind, length = Nifti1Header, 348
-    elif 540 in (size, swapped):
-        kind, length = Nifti2Header, 540
-    else:
-        raise damaged(path, f"a file that starts with {raw[:4].hex() or 'nothing'}")
-    if len(raw) < length:
-        raise damaged(path, f"a header of {len(raw)} bytes")
-    try:
-        header: Nifti1Header = kind.from_fileobj(
-            io.BytesIO(raw[:length] + b"\0\0\0\0"), check=False
+def _check_size(path: Path, size: int, header: Header) -> None:
+    if size < header.end:
+        raise damaged(path, f"{size} bytes where the header promises {header.end}")
+    if size >= _most(header):
+        raise damaged(
+            path, f"more than {_most(header) - 1} bytes where the header promises {header.end}"
         )
-        return header
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise damaged(path, f"an unreadable header ({error})") from error
 
 
-def _shape(path: Path, header: Nifti1Header) -> tuple[int, ...]:
-    """Three axes, or four where the last has more than one frame."""
-    try:
-        shape = tuple(int(size) for size in header.get_data_shape())
-    except (HeaderDataError, ValueError, OverflowError) as error:
-        raise damaged(path, f"an unreadable header ({error})") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) not in (3, 4) or min(shape) < 1 or math.prod(shape) > _MAX_VOXELS:
-        raise damaged(path, f"a volume of shape {'x'.join(map(str, shape)) or 'nothing'}")
-    return shape
+def _extensions_fit(header: Header, raw: Data) -> bool:
+    """Whether the extensions, each of which begins with its size, end where the voxels begin or
+    before.
+    """
+    place = header.size + 4
+    if header.offset < place + 8 or not raw[header.size]:
+        return True
+    while place + 8 <= header.offset:
+        size = int.from_bytes(raw[place : place + 4], header.order, signed=True)
+        if size == 0:
+            return True  # padding up to the voxels
+        if size < 16 or size % 16 or place + size > header.offset:
+            return False
+        place += size
+    return True

@@ -13,7 +13,7 @@ from typing import Any, Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from runtime import __version__
+from runtime import DISCLAIMER, __version__
 from runtime.atomic import remove, write_bytes, write_json
 from runtime.case import Case, holds_images
 from runtime.errors import UsageError
@@ -149,16 +149,25 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and sidecar["settings"] == json.loads(json.dumps(settings))
             and sidecar["output"]["file"] == plan.labels.name
             and sidecar["output"]["sha256"] == sha256_of(plan.labels.read_bytes())
-            and (plan.probabilities.is_file() or not settings.get("probabilities"))
+            and (not settings.get("probabilities") or _probabilities_are(sidecar, plan))
             and all(path.is_file() for path in plan.looked_at)
             and sidecar["inputs"]
             == {
                 modality: {"sha256": sha256_of(source.path.read_bytes())}
                 for modality, source in case.images.items()
+                if source.path.is_file()  # a pipe would be waited for
             }
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _probabilities_are(sidecar: dict[str, Any], plan: OutputPlan) -> bool:
+    written = sidecar["output"]["probabilities"]
+    return bool(
+        written["file"] == plan.probabilities.name
+        and written["sha256"] == sha256_of(plan.probabilities.read_bytes())
+    )
 
 
 def save(
@@ -199,6 +208,7 @@ def save(
     timings |= asdict(prediction.timings) | {"save": save_seconds}
     sidecar = {
         "schema": SIDECAR_SCHEMA,
+        "research_use": DISCLAIMER,
         "case_id": prediction.volume.case.case_id,
         "inputs": {
             modality: {"sha256": image.sha256}

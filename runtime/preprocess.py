@@ -2,6 +2,7 @@
 inverse.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,10 +13,14 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from runtime.errors import InputError
 from runtime.model_card import ModelCard, Shape3
 from runtime.nifti import Volume
-from runtime.ops import Array, ArrayOps, Box
+from runtime.ops import Array, ArrayOps, Box, Statistics
 
 SPACING_TOLERANCE: Final = 0.05
 """Relative deviation from the card's spacing that is still taken as the same."""
+MAX_BRAIN: Final = 0.6
+"""Part of a volume that a skull-stripped brain does not exceed; 0.13 to 0.20 in BraTS."""
+MIN_MEAN: Final = 0.2
+"""Standard deviations that the mean of a brain's intensities exceeds; 1.7 to 7.3 in BraTS."""
 # Below this part of the mean a standard deviation is the rounding of a constant image's sums.
 _CONSTANT: Final = 1e-6
 
@@ -112,7 +117,7 @@ def prepare(
         InputError: a modality is missing or constant, the brain is empty, or the spacing
             differs by more than 5%.
     """
-    warnings: list[str] = []
+    warnings = [*volume.warnings]
     flips, axes = _orientation(volume, card)
     warnings += _check_spacing(volume, card, axes, force_spacing)
     present = [name for name in card.modalities if name in volume.images]
@@ -156,8 +161,20 @@ def prepare(
                 expected="intensities that vary over the brain",
                 remedy="check the preprocessing of this case",
             )
+        if brain_only:
+            warnings += _doubts(name, found, math.prod(volume.grid.shape))
         ops.normalise(views[name], found, brain_only, voxels[channel])
     return Prepared(voxels, placement, tuple(warnings))
+
+
+def _doubts(name: str, brain: Statistics, voxels: int) -> list[str]:
+    """What the non-zero voxels of a modality say against skull-stripped intensities."""
+    told = []
+    if brain.count > MAX_BRAIN * voxels:
+        told.append(f"{name}: {brain.count / voxels:.0%} of the voxels are not 0; is the skull on?")
+    if abs(brain.mean) < MIN_MEAN * brain.std:
+        told.append(f"{name}: intensities of about mean 0; are they normalised already?")
+    return told
 
 
 def _orientation(

@@ -21,6 +21,7 @@ from runtime.planes import (
     slice_of,
     to_lps,
 )
+from runtime.printable import printable
 
 _BACKGROUND: Final[Rgb] = (13, 15, 18)
 _PANEL: Final[Rgb] = (0, 0, 0)
@@ -74,7 +75,7 @@ def preview(volume: Volume, labels: LabelMap, truth: LabelMap | None = None) -> 
     width = 2 * _MARGIN + columns * _SIDE + (columns - 1) * _GAP
     picture = Image.new("RGB", (width, _HEAD + 2 * _SIDE + _GAP + _FOOT), _BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    draw.text((_MARGIN, 18), volume.case.case_id, _TEXT, _font(26))
+    draw.text((_MARGIN, 18), printable(volume.case.case_id), _TEXT, _font(26))
     where = f"axial slice {shown.index[0]} of {shown.index[1]}"
     draw.text((width - _MARGIN, 26), where, _DIM, _font(17), anchor="ra")
     for row, column, panel, caption in panels:

@@ -14,6 +14,7 @@ from runtime.atomic import write_text
 from runtime.evaluate import Evaluation
 from runtime.labels import REGIONS
 from runtime.metrics import SCORED, Missing, Profile
+from runtime.printable import printable
 from runtime.summary import BOOTSTRAP
 
 TITLES: Final[Mapping[str, tuple[str, int]]] = {
@@ -55,7 +56,7 @@ def render_table(evaluation: Evaluation) -> Table:
         figures = {region: scores[region].figures() for region in REGIONS}
         cells = [_cell(metric, figures[region][metric]) for metric, region in shown]
         # A case id may hold what Rich takes for markup.
-        table.add_row(escape(name), *cells)
+        table.add_row(escape(printable(name)), *cells)
     table.add_section()
     summary = evaluation.summary
     for statistic in ("mean", "interval", "median", "std"):
@@ -104,7 +105,7 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
             figures = scores[name].figures()
             cells = (figures.get(metric) for metric in metrics)
             row = ("" if figure is None else f"{figure:.6g}" for figure in cells)
-            writer.writerow((case_id, name, predicted, *row))
+            writer.writerow((printable(case_id), name, predicted, *row))
     write_text(path, text.getvalue())
 
 

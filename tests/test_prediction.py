@@ -80,7 +80,7 @@ def test_the_sidecar_tells_the_truth(case: Case, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["X.json", "X_seg.nii.gz"]
     assert set(sidecar) == {
         "schema", "case_id", "inputs", "output", "model", "backend", "convention", "windows",
-        "settings", "volumes_ml", "timings_s", "warnings", "run",
+        "settings", "volumes_ml", "timings_s", "warnings", "run", "research_use",
     }  # fmt: skip
     assert sidecar["schema"] == 1
     assert sidecar["case_id"] == "X"

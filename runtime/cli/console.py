@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
+from runtime.cli.events import log_error, log_event
 from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, InputError, OutputError
 from runtime.labels import Convention
 from runtime.model_card import Shape3
@@ -107,12 +108,13 @@ def _forget_stdout() -> None:
     os.close(nowhere)
 
 
-def run(body: Callable[[Console], int], *, quiet: bool) -> int:
+def run(body: Callable[[Console], int], *, quiet: bool, as_json: bool = False) -> int:
     """Run a command's body; turn the project's errors into one line on stderr and their exit code.
 
     Args:
         body: does the work, talks through the console it is given, and returns the exit code.
         quiet: nothing but errors and results.
+        as_json: errors are one JSON object per line.
     """
     console = Console(stderr=True, quiet=quiet)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -127,11 +129,17 @@ def run(body: Callable[[Console], int], *, quiet: bool) -> int:
         return code
     except (BratsError, MemoryError, OSError) as error:
         told = as_ours(error)
-        errors.print("error:", style="bold red", end=" ")
-        errors.print(str(told), markup=False)
+        if as_json:
+            log_error(told)
+        else:
+            errors.print("error:", style="bold red", end=" ")
+            errors.print(str(told), markup=False)
         return told.exit_code
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        if as_json:
+            log_event("error", "interrupted", exit_code=EXIT_INTERRUPTED)
+        else:
+            errors.print("interrupted")
         return EXIT_INTERRUPTED
 
 

@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 
 from runtime.cli.console import ConventionFlag, optional, parse, run
+from runtime.printable import printable
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def _score(options: EvaluateArgs, console: Console) -> int:
             profile,
             options.labels,
             options.truth_labels,
-            on_case=lambda case_id, count: status.update(f"scoring {case_id}, of {count} cases"),
+            on_case=lambda case_id, count: status.update(
+                Text(f"scoring {printable(case_id)}, of {count} cases")
+            ),
         )
     if options.json is not None:
         write_json(options.json, evaluation)

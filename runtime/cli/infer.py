@@ -1,6 +1,7 @@
 """brats-infer: segment one case or a folder of cases."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,8 @@ from runtime.windows import Placement
 
 if TYPE_CHECKING:
     from runtime.case import Case
+    from runtime.cli.infer_log import InferLog
+    from runtime.cli.infer_view import InferView
     from runtime.cohort import Look
     from runtime.prediction import OutputPlan
     from runtime.segmenter import Prediction
@@ -74,6 +77,8 @@ class InferArgs:
     """Leave out cases that are done: same input, model and settings, and all files asked for."""
     check: bool = False
     """Look at the case files and say what is wrong with them; segment nothing."""
+    log_json: bool = False
+    """Tell what happens as one JSON object per line on stderr, for machines."""
     quiet: bool = False
     """Print nothing but errors."""
     version: bool = False
@@ -88,7 +93,8 @@ def main(args: Sequence[str] | None = None) -> int:
         "Segment BraTS cases with an exported model: overlap-weighted sliding windows.",
         args,
     )
-    return run(lambda console: _infer(options, console), quiet=options.quiet)
+    quiet = options.quiet or options.log_json
+    return run(lambda console: _infer(options, console), quiet=quiet, as_json=options.log_json)
 
 
 def _infer(options: InferArgs, console: Console) -> int:
@@ -124,21 +130,23 @@ def _infer(options: InferArgs, console: Console) -> int:
 def _segment(
     options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
 ) -> int:
-    from runtime.atomic import check_writable
+    from runtime.atomic import check_writable, sweep
     from runtime.backends import open_backend, open_spare
+    from runtime.cli.infer_log import InferLog
     from runtime.cli.infer_view import InferView
     from runtime.cohort import plan_jobs, segment_cases
+    from runtime.lock import only_writer
     from runtime.model_dir import BUILT_IN, find_model
     from runtime.prediction import OutputOptions
     from runtime.segmenter import Segmenter, SegmentOptions
 
+    count = len(cases) + len(problems)
+    view = InferLog(count) if options.log_json else InferView(console, count)
     model = find_model(options.model)
     if options.model is None and model.path == BUILT_IN:
-        console.print(
+        view.note(
             f"no model/ here: the built-in reference model, trained on "
-            f"{model.card.training['cases']} cases, takes its place ({BUILT_IN / 'README.md'})",
-            markup=False,
-            soft_wrap=True,
+            f"{model.card.training['cases']} cases, takes its place ({BUILT_IN / 'README.md'})"
         )
     output = OutputOptions(
         options.output,
@@ -149,8 +157,6 @@ def _segment(
         options.preview,
         options.report,
     )
-    jobs = plan_jobs(cases, output)
-    check_writable(options.output)
     wanted = BackendOptions(
         options.backend,
         options.device,
@@ -159,8 +165,16 @@ def _segment(
         options.uncertified,
         options.patch,
     )
-    backend = open_backend(model, wanted)
-    try:
+    with ExitStack() as held:
+        if options.output.is_dir():
+            held.enter_context(only_writer(options.output))
+        jobs = plan_jobs(cases, output)
+        fresh = not options.output.is_dir()
+        check_writable(options.output)
+        if fresh:
+            held.enter_context(only_writer(options.output))
+        sweep(options.output)
+        backend = held.enter_context(closing(open_backend(model, wanted)))
         segmenter = Segmenter(
             backend,
             SegmentOptions(
@@ -174,9 +188,9 @@ def _segment(
             ),
             spare=lambda: open_spare(model, wanted, backend.info),
         )
-        view = InferView(console, segmenter, len(jobs) + len(problems))
+        view.started(segmenter)
         for problem in problems:
-            view.tell_error(str(problem))
+            view.problem(problem)
         with view:
             outcomes = []
             for outcome in segment_cases(
@@ -184,14 +198,11 @@ def _segment(
                 segmenter,
                 resume=options.resume,
                 progress=view.progress,
-                look=_look(options, console),
+                look=_look(options, view),
             ):
                 outcomes.append(outcome)
                 view.done(outcome)
-    finally:
-        backend.close()
     failed = [outcome.error for outcome in outcomes if outcome.error is not None] + problems
-    count = len(outcomes) + len(problems)
     if failed and count == 1:
         raise failed[0]
     if failed:
@@ -204,7 +215,7 @@ def _segment(
     return 0
 
 
-def _look(options: InferArgs, console: Console) -> "Look | None":
+def _look(options: InferArgs, view: "InferLog | InferView") -> "Look | None":
     """What makes pictures and pages; None where none are asked for."""
     if not (options.preview or options.report):
         return None
@@ -220,7 +231,7 @@ def _look(options: InferArgs, console: Console) -> "Look | None":
             try:
                 truth = load_truth(volume.case, volume, options.truth_labels, "--truth-labels")
             except InputError as error:
-                console.print(f"shown without truth: {error}", style="yellow", markup=False)
+                view.note(f"shown without truth: {error}", volume.case)
         if options.preview:
             write_preview(plan, preview(volume, prediction.labels, truth))
         if options.report:

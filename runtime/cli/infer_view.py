@@ -6,11 +6,14 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from runtime import DISCLAIMER
 from runtime.case import Case
 from runtime.cohort import Outcome
+from runtime.errors import BratsError
 from runtime.labels import REGIONS
+from runtime.printable import printable
 from runtime.segmenter import Segmenter
 
 _STAGES = ("load", "prepare", "network")
@@ -19,7 +22,7 @@ _STAGES = ("load", "prepare", "network")
 class InferView:
     """A live view on a terminal, plain lines elsewhere, nothing where the console is quiet."""
 
-    def __init__(self, console: Console, segmenter: Segmenter, cases: int) -> None:
+    def __init__(self, console: Console, cases: int) -> None:
         self._console = console
         self._cases = cases
         self._count = 0
@@ -27,9 +30,8 @@ class InferView:
         self._table.add_column("case", overflow="fold")
         for name in (*(f"{region} ml" for region in REGIONS), *_STAGES, "rest", "total"):
             self._table.add_column(name, justify="right")
-        info = segmenter.backend.info
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("windows"),
@@ -39,13 +41,6 @@ class InferView:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("loading", total=None)
-        console.print(
-            f"model {segmenter.backend.card.name}, backend {info.name} on {info.device} in "
-            f"{info.precision}, certificate: {info.certificate}, patch "
-            f"{'x'.join(map(str, segmenter.patch))}, overlap {_shown(segmenter.overlap)}"
-        )
-        if info.fell_back_from:
-            console.print(f"not used: {info.fell_back_from}", style="yellow", markup=False)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -62,32 +57,60 @@ class InferView:
             self._console.print(self._table)
             self._console.print(f"seconds per stage; {DISCLAIMER}", style="dim")
 
+    def started(self, segmenter: Segmenter) -> None:
+        """Before the first case."""
+        info = segmenter.backend.info
+        name = printable(segmenter.backend.card.name)
+        self._console.print(
+            f"model {name}, backend {info.name} on {info.device} in "
+            f"{info.precision}, certificate: {info.certificate}, patch "
+            f"{'x'.join(map(str, segmenter.patch))}, overlap {_shown(segmenter.overlap)}",
+            markup=False,
+        )
+        if info.fell_back_from:
+            self.note(f"not used: {info.fell_back_from}")
+
+    def note(self, text: str, case: Case | None = None) -> None:
+        """Something worth knowing that is no error."""
+        head = f"{case.case_id}: " if case else ""
+        self._console.print(printable(head + text), style="yellow", markup=False, soft_wrap=True)
+
     def progress(self, case: Case, done: int, total: int) -> None:
         """After each step of windows."""
         self._progress.update(
-            self._task, description=case.case_id, completed=done, total=total, refresh=True
+            self._task,
+            description=printable(case.case_id),
+            completed=done,
+            total=total,
+            refresh=True,
         )
 
-    def tell_error(self, text: str) -> None:
-        """Errors are told even where everything else is quiet."""
-        if self._cases == 1:
-            return  # The command ends with that very error.
-        loud = Console(stderr=True) if self._console.quiet else self._console
-        loud.print(text, style="red", markup=False, soft_wrap=True)
+    def problem(self, error: BratsError) -> None:
+        """A case that could not be put together from its files."""
+        self._tell_error(str(error))
 
     def done(self, outcome: Outcome) -> None:
         """After each case."""
         self._count += 1
-        head = f"[{self._count}/{self._cases}] {outcome.case.case_id}"
+        name = printable(outcome.case.case_id)
+        head = f"[{self._count}/{self._cases}] {name}"
         if outcome.error is not None:
-            self.tell_error(f"{head}: {outcome.error}")
+            self._tell_error(f"{head}: {outcome.error}")
         elif outcome.sidecar is None:
             self._console.print(f"{head}: already done", markup=False)
         else:
             for warning in outcome.sidecar["warnings"]:
                 self._console.print(f"{head}: {warning}", style="yellow", markup=False)
-            self._console.print(f"{head}: {outcome.plan.labels}", markup=False)
-            self._table.add_row(outcome.case.case_id, *_figures(outcome.sidecar))
+            labels = printable(str(outcome.plan.labels))
+            self._console.print(f"{head}: {labels}", markup=False)
+            self._table.add_row(Text(name), *_figures(outcome.sidecar))
+
+    def _tell_error(self, text: str) -> None:
+        """Errors are told even where everything else is quiet."""
+        if self._cases == 1:
+            return  # The command ends with that very error.
+        loud = Console(stderr=True) if self._console.quiet else self._console
+        loud.print(text, style="red", markup=False, soft_wrap=True)
 
 
 def _figures(sidecar: dict[str, Any]) -> list[str]:

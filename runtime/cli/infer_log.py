@@ -1,0 +1,77 @@
+"""What brats-infer tells a machine: one JSON object per line, with --log-json."""
+
+from types import TracebackType
+from typing import Self
+
+from runtime import DISCLAIMER, __version__
+from runtime.case import Case
+from runtime.cli.events import log_event, parts_of
+from runtime.cohort import Outcome
+from runtime.errors import BratsError
+from runtime.segmenter import Segmenter
+
+
+class InferLog:
+    """Takes the place of `InferView`."""
+
+    def __init__(self, cases: int) -> None:
+        self._cases = cases
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    def started(self, segmenter: Segmenter) -> None:
+        """Before the first case."""
+        info = segmenter.backend.info
+        log_event(
+            "info",
+            "started",
+            version=__version__,
+            cases=self._cases,
+            model={"name": segmenter.backend.card.name, "sha256": info.sha256},
+            backend={"name": info.name, "device": info.device, "precision": info.precision},
+            certificate=info.certificate,
+            fell_back_from=info.fell_back_from,
+            patch=list(segmenter.patch),
+            overlap=segmenter.overlap,
+            research_use=DISCLAIMER,
+        )
+
+    def note(self, text: str, case: Case | None = None) -> None:
+        """Something worth knowing that is no error."""
+        log_event("warning", "note", case_id=case.case_id if case else None, text=text)
+
+    def progress(self, case: Case, done: int, total: int) -> None:
+        """Windows are not told."""
+
+    def problem(self, error: BratsError) -> None:
+        """A case that could not be put together from its files."""
+        log_event("error", "case-failed", case_id=None, **parts_of(error))
+
+    def done(self, outcome: Outcome) -> None:
+        """After each case."""
+        case_id = outcome.case.case_id
+        if outcome.error is not None:
+            log_event("error", "case-failed", case_id=case_id, **parts_of(outcome.error))
+        elif outcome.sidecar is None:
+            log_event("info", "case-kept", case_id=case_id, labels=str(outcome.plan.labels))
+        else:
+            for text in outcome.sidecar["warnings"]:
+                log_event("warning", "note", case_id=case_id, text=text)
+            log_event(
+                "info",
+                "case-done",
+                case_id=case_id,
+                labels=str(outcome.plan.labels),
+                sha256=outcome.sidecar["output"]["sha256"],
+                volumes_ml=outcome.sidecar["volumes_ml"],
+                timings_s=outcome.sidecar["timings_s"],
+            )

@@ -1,0 +1,74 @@
+"""One writer at a time: files and folders that are held until their holder ends, however."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.errors import OutputError
+
+
+def try_lock(descriptor: int) -> bool:
+    """Hold an open file or folder until its descriptor is closed; the system forgets it with the
+    process.
+
+    Returns:
+        False where somebody else holds it; True too where the system knows no such locks.
+
+    Raises:
+        OSError: the file system has none.
+    """
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def only_writer(directory: Path) -> Iterator[None]:
+    """Keep every other command that asks for the same out of a folder.
+
+    Where the file system has no locks nobody is kept out.
+
+    Args:
+        directory: an existing folder.
+
+    Raises:
+        OutputError: another process holds it, or it cannot be opened.
+    """
+    if sys.platform == "win32":  # a folder cannot be opened there
+        yield
+        return
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise OutputError(
+            directory,
+            found=error.strerror or type(error).__name__,
+            expected="a folder that can be opened",
+            remedy="check its permissions, or choose another output",
+        ) from error
+    try:
+        if not _held(descriptor):
+            raise OutputError(
+                directory,
+                found="another process that writes into it",
+                expected="one writer at a time",
+                remedy="wait for it, or choose another output",
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _held(descriptor: int) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError:
+        return True

@@ -1,0 +1,95 @@
+"""One writer at a time, also over processes that are killed; what the dead left is swept."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.atomic import open_atomic, sweep, write_text
+from runtime.errors import OutputError
+from runtime.lock import only_writer
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
+
+HOLD = """
+import sys
+from pathlib import Path
+from runtime.lock import only_writer
+from runtime.atomic import open_atomic
+with only_writer(Path(sys.argv[1])), open_atomic(Path(sys.argv[1]) / "X.json") as file:
+    file.write(b"half")
+    file.flush()
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holder(folder: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        with pytest.raises(OutputError, match="another process that writes into it"):
+            only_writer(tmp_path).__enter__()
+        (left,) = tmp_path.glob(".X.json.*.tmp")
+        sweep(tmp_path)
+        assert left.read_bytes() == b"half"  # its writer lives
+        process.send_signal(signal.SIGKILL)
+    with only_writer(tmp_path):
+        assert left.exists()
+        sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_free_again_after_its_writer(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(OutputError):
+        only_writer(tmp_path).__enter__()
+    with only_writer(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OutputError, match="No such file"):
+        only_writer(tmp_path / "none").__enter__()
+
+
+def test_a_sweep_takes_nothing_but_what_a_dead_writer_left(tmp_path: Path) -> None:
+    kept = [".X.tmp", "X.0123abcd.tmp", ".X.0123abcd.tmp.gz", ".X.0123abc.tmp", ".X.0123ABCD.tmp"]
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / ".folder.0123abcd.tmp").mkdir()
+    target = tmp_path / "target"
+    target.write_text("of a link")
+    (tmp_path / ".link.0123abcd.tmp").symlink_to(target)
+    (tmp_path / ".X_seg.nii.gz.0123abcd.tmp").write_bytes(b"half of it")
+    (tmp_path / ".a\nb.json.89abcdef.tmp").touch()
+    with open_atomic(tmp_path / "mine") as file:
+        file.write(b"whole")
+        sweep(tmp_path)
+    write_text(tmp_path / "other", "whole")
+    assert (tmp_path / "mine").read_bytes() == b"whole"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *kept, ".folder.0123abcd.tmp", ".link.0123abcd.tmp", "target", "mine", "other",
+    }  # fmt: skip
+    assert target.read_text() == "of a link"
+
+
+def test_descriptors_are_given_back(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    for _ in range(20):
+        with only_writer(tmp_path):
+            write_text(tmp_path / "a", "b")
+            sweep(tmp_path)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before
