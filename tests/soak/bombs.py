@@ -90,17 +90,17 @@ def _put(data: Callable[[], bytes]) -> Callable[[Path], None]:
 
 
 BOMBS: Final[dict[str, Callable[[Path], None]]] = {
-    "a small image, then a gigabyte in its member.nii.gz": _put(
-        lambda: zeros(1024 * MIB, image())
-    ),
+    "a small image, then a gigabyte in its member.nii.gz": _put(lambda: zeros(1024 * MIB, image())),
     "a small image, then 1000 members of a MiB.nii.gz": _put(
         lambda: gzip.compress(image()) + member() * 1000
     ),
     "a small image, then 200000 members of nothing and one of a byte.nii.gz": _put(
-        lambda: gzip.compress(image())[:-8]
-        + gzip.compress(image())[-8:]
-        + gzip.compress(b"", 1) * 200_000
-        + gzip.compress(bytes(2 * MIB), 1)
+        lambda: (
+            gzip.compress(image())[:-8]
+            + gzip.compress(image())[-8:]
+            + gzip.compress(b"", 1) * 200_000
+            + gzip.compress(bytes(2 * MIB), 1)
+        )
     ),
     "gzip in gzip in gzip.nii.gz": _put(
         lambda: gzip.compress(gzip.compress(zeros(256 * MIB, image())))

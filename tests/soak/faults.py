@@ -1,4 +1,4 @@
-"""Lets every operation of the writer of one case go wrong, one at a time, and looks at what is left.
+"""Lets each operation of the writer of one case go wrong, and looks at what is left.
 
 python -m tests.soak.faults KIND OLD_CASE NEW_CASE MODEL OUT EVERY
     KIND is "shim", which lets Python's calls fail, or "strace", which lets the system's. Of all
@@ -87,7 +87,9 @@ class Faults:
         self.must(self.run(new, before=fake_network))
         self.new_meaning, self.new_names = meaning(self.folder), names_in(self.folder)
         self.old_bytes = {path.name: path.read_bytes() for path in self.old.iterdir()}
-        same = [name for name in self.old_bytes if self.new_meaning.get(name) == self.old_bytes[name]]
+        same = [
+            name for name in self.old_bytes if self.new_meaning.get(name) == self.old_bytes[name]
+        ]
         assert self.new_names == set(self.old_bytes), (self.new_names, set(self.old_bytes))
         assert not [name for name in same if not name.startswith(".")], "old and new are alike"
 

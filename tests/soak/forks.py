@@ -1,5 +1,6 @@
 """Runs of brats-infer as forks of a warm process: imported once, killed as often as needed."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ def fork_infer(
         target = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(target, 2)
         os.close(target)
-        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)
+        sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), errors="backslashreplace")
         if before is not None:
             before()
         code = run_main(arguments)

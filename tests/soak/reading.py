@@ -167,9 +167,9 @@ def headers(folder: Path, measured: Measured, seed: int, count: int) -> dict[str
             found.extend([volume] if volume else [])
             return result
 
-        if measured.read(f"seed {seed}, number {number}", body) == "read" and found:
-            if not same_as_nibabel(path, found[0]):
-                others.append(f"seed {seed}, number {number}")
+        name = f"seed {seed}, number {number}"
+        if measured.read(name, body) == "read" and found and not same_as_nibabel(path, found[0]):
+            others.append(name)
         path.unlink()
     return {**measured.figures(), "other_than_nibabel": others}
 

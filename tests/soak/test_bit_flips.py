@@ -133,9 +133,7 @@ def test_no_damaged_copy_is_taken_for_an_image(image: Path, tmp_path: Path) -> N
         silent: list[str] = []
         # A header that is damaged where nobody checks asks for any amount of memory.
         with memory_limit(4 << 30):
-            for number, (kind, copy) in enumerate(
-                damaged(data, figures["flips"], figures["cuts"])
-            ):
+            for number, (kind, copy) in enumerate(damaged(data, figures["flips"], figures["cuts"])):
                 path.write_bytes(copy)
                 for name, read in found.items():
                     result = verdict(read, path, whole[name])

@@ -1,5 +1,6 @@
-"""Bar: whatever the disk refuses, and wherever the process is killed, a final name holds the old file
-or the new one, or nothing; a sidecar never vouches for what is not there; the next run succeeds.
+"""Bar: whatever the disk refuses, and wherever the process is killed, a final name holds the old
+file or the new one, or nothing; a sidecar never vouches for what is not there; the next run
+succeeds.
 
 Two ways to let an operation go wrong: a shim over Python's own calls, which goes everywhere, and
 strace, which lets the system calls themselves fail.

@@ -1,5 +1,5 @@
-"""Bar: brats-infer is killed at random moments; what is there is whole, and a resumed run ends as one
-that was left alone.
+"""Bar: brats-infer is killed at random moments; what is there is whole, and a resumed run ends as
+one that was left alone.
 """
 
 import os

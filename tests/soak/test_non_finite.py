@@ -32,7 +32,7 @@ Infer = Callable[..., int]
 Outcome = tuple[int, list[str]]
 """Exit code, and the files that were written."""
 
-SHAPE = (34, 18, 14)
+SHAPE = (40, 36, 20)  # eight windows, two at a time
 BAD = (np.nan, np.inf, -np.inf)
 
 
@@ -60,11 +60,11 @@ def infer(tiny_model: Path, tmp_path: Path, case_dir: Path) -> Callable[..., Out
     return call
 
 
-def told(figures: Figures, found: list[tuple[str, Outcome]], code: int) -> None:
+def told(figures: Figures, found: list[tuple[str, Outcome]], *codes: int) -> None:
     """Count, and hold that every one was detected and nothing was written."""
     figures["runs"] = len(found)
     figures["codes"] = dict(Counter(str(outcome[0]) for _, outcome in found))
-    figures["missed"] = [f"{what}: {outcome}" for what, outcome in found if outcome[0] != code]
+    figures["missed"] = [f"{what}: {outcome}" for what, outcome in found if outcome[0] not in codes]
     figures["masks"] = sum(bool(outcome[1]) for _, outcome in found)
     assert figures["missed"] == []
     assert figures["masks"] == 0
@@ -199,39 +199,60 @@ def test_a_network_that_returns_what_is_not_finite(
         told(figures, found, 8)
 
 
-def overflowing(rng: np.random.Generator, model: onnx.ModelProto) -> str:
+def overflowing(rng: np.random.Generator, model: onnx.ModelProto, ways: tuple[str, ...]) -> str:
     """Weights that are not finite, or so large that what they make is not."""
+    way = ways[rng.integers(len(ways))]
+    # An addend that is huge, or minus infinity, has a sound meaning: a rectifier makes 0 of it.
     weights = [
         item
         for item in model.graph.initializer
-        if item.data_type == onnx.TensorProto.FLOAT and len(item.dims) >= 1
+        if item.data_type == onnx.TensorProto.FLOAT
+        and len(item.dims) >= (1 if way in ("nan", "inf") else 2)
     ]
     item = weights[rng.integers(len(weights))]
     values = numpy_helper.to_array(item).copy()
-    way = ("nan", "inf", "-inf", "huge")[rng.integers(4)]
-    # Everywhere: one value alone may be a channel that a rectifier sets to nothing, soundly.
-    values[...] = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}.get(way, 3e38)
+    values[...] = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 3e38}[way]
     if way == "huge":
         values *= np.where(rng.random(values.shape) < 0.5, -1, 1).astype(np.float32)
     item.CopyFrom(numpy_helper.from_array(values, item.name))
     return f"{way} in {item.name}{list(item.dims)}"
 
 
-def test_weights_that_overflow(
-    infer: Callable[..., Outcome], tiny_model: Path, tmp_path: Path
-) -> None:
+def with_weights(
+    infer: Callable[..., Outcome], tiny_model: Path, folder: Path, backend: str, *ways: str
+) -> list[tuple[str, Outcome]]:
+    """Runs of one backend on networks with such weights."""
     rng = np.random.default_rng(3)
     sound = onnx.load(tiny_model / ONNX_FP32)
     found = []
+    for _ in range(times(4, 30)):
+        model = onnx.ModelProto()
+        model.CopyFrom(sound)
+        what = overflowing(rng, model, ways)
+        shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+        onnx.save(model, folder / ONNX_FP32)
+        (folder / MANIFEST).write_text(json.dumps(manifest_of(folder)))
+        flags = ("--uncertified", "--backend", backend, "--overlap", "0")
+        found.append((what, infer(*flags, model=folder)))
+    return found
+
+
+def test_weights_that_overflow(
+    infer: Callable[..., Outcome], tiny_model: Path, tmp_path: Path
+) -> None:
+    ways = ("nan", "inf", "-inf", "huge")
     with bar("non_finite_weights") as figures:
-        for number in range(times(6, 60)):
-            model = onnx.ModelProto()
-            model.CopyFrom(sound)
-            what = overflowing(rng, model)
-            folder = Path(shutil.copytree(tiny_model, tmp_path / "model", dirs_exist_ok=True))
-            onnx.save(model, folder / ONNX_FP32)
-            (folder / MANIFEST).write_text(json.dumps(manifest_of(folder)))
-            backend = ("ort", "openvino")[number % 2]
-            flags = ("--uncertified", "--backend", backend, "--overlap", "0")
-            found.append((f"{what}, {backend}", infer(*flags, model=folder)))
+        found = with_weights(infer, tiny_model, tmp_path / "model", "ort", *ways)
         told(figures, found, 8)
+
+
+@pytest.mark.xfail(reason="OpenVINO's rectifier makes 0 of NaN: nothing is told", strict=True)
+def test_weights_that_are_not_finite_are_told_by_openvino(
+    infer: Callable[..., Outcome], tiny_model: Path, tmp_path: Path
+) -> None:
+    """Where they overflow inside of OpenVINO nothing shows it from outside: that is for the export,
+    whose gate compares OpenVINO's label maps with PyTorch's.
+    """
+    with bar("non_finite_weights_openvino") as figures:
+        found = with_weights(infer, tiny_model, tmp_path / "model", "openvino", "nan", "inf")
+        told(figures, found, 3, 8)
