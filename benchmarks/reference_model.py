@@ -24,7 +24,7 @@ from runtime.model_dir import (
     ModelDir,
     manifest_of,
 )
-from train.split import patient_of
+from runtime.naming import patient_of
 
 BAR: Final = 0.72
 REGIONS: Final = ("WT", "TC", "ET")

@@ -2,8 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -18,16 +18,17 @@ from runtime.dataset_json import (
 from runtime.errors import InputError
 from runtime.labels import MODALITIES, Convention
 from runtime.naming import (
+    LABEL_TOKENS,
     SUFFIXES,
     NamedFile,
     files_below,
     is_channel,
     is_nifti,
+    modality_first,
     stem_of,
     take_apart,
 )
 
-_LABEL_TOKENS: Final = frozenset({"seg", "segm", "label", "labels"})
 _NAMES_OF_2023: Final = frozenset({"t2f", "t1n", "t1c", "t2w"})
 
 
@@ -39,6 +40,7 @@ class Dialect(StrEnum):
     BARE = "bare"  # flair.nii.gz or t2f.nii.gz
     MSD = "msd"  # one 4D file and a dataset.json
     NNUNET = "nnunet"  # X_0000.nii.gz and a dataset.json
+    MODALITY_FIRST = "modality-first"  # Flair_brain.nii.gz, T1c_brain.nii.gz: the folder is X
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,16 @@ def holds_images(directory: Path) -> bool:
     """Whether MR images of some case lie in ``directory`` itself."""
     if not directory.is_dir():
         return False
-    names = (take_apart(path) for path in directory.iterdir() if is_nifti(path))
-    return any(name.token in ALIASES or is_channel(name) for name in names)
+    paths = [path for path in directory.iterdir() if is_nifti(path)]
+    names = (take_apart(path) for path in paths)
+    return any(name.token in ALIASES or is_channel(name) for name in names) or bool(
+        modality_first(paths)
+    )
 
 
 def _check_four_d(path: Path) -> None:
     named = take_apart(path) if is_nifti(path) else None
-    if named is None or named.token in ALIASES or named.token in _LABEL_TOKENS:
+    if named is None or named.token in ALIASES or named.token in LABEL_TOKENS:
         raise InputError(
             path,
             found="a file that is not a NIfTI" if named is None else f"one {named.token} file",
@@ -197,7 +202,7 @@ def _cases_in(
 
 def _group(
     folder: Path,
-    paths: Iterable[Path],
+    paths: Sequence[Path],
     channels: Sequence[str] | None,
     problems: list[InputError] | None,
 ) -> list[Case]:
@@ -209,11 +214,13 @@ def _group(
         named = take_apart(path)
         if named.token in ALIASES or is_channel(named):
             images[named.prefix].append(named)
-        elif named.token in _LABEL_TOKENS:
+        elif named.token in LABEL_TOKENS:
             labels.append(named)
         elif folder.name in ("imagesTr", "imagesTs"):
             four_d.append(path)
     cases = [_four_d_case(path, channels) for path in four_d]
+    if not images and not four_d and (leading := modality_first(paths)):
+        images[""] = leading
     for prefix, files in images.items():
         own = [label for label in labels if label.prefix == prefix]
         if not own and len(images) == 1:
@@ -224,7 +231,11 @@ def _group(
             if all(is_channel(file) for file in files):
                 cases.append(_nnunet_case(folder, prefix, files, channels))
             else:
-                cases.append(_named_case(prefix or folder.resolve().name, files, own))
+                case = _named_case(prefix or folder.resolve().name, files, own)
+                if files[0].prefix != prefix:
+                    # No BraTS names its files so: nothing is known of how labels are numbered.
+                    case = replace(case, dialect=Dialect.MODALITY_FIRST, convention=None)
+                cases.append(case)
         except InputError as error:
             if problems is None:
                 raise

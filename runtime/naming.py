@@ -2,12 +2,23 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from runtime.dataset_json import ALIASES
+
+LABEL_TOKENS: Final = frozenset({"seg", "segm", "label", "labels"})
+"""What the name of a label map ends in."""
 SUFFIXES: Final = (".nii.gz", ".nii")
+
+# BraTS-GLI-00000-001 is the second visit of patient BraTS-GLI-00000, Brats18_CBICA_AAB_1 the first
+# of Brats18_CBICA_AAB; the numbers of BraTS20_Training_001 and BraTS2021_00001 are patients.
+_VISITS: Final = (
+    re.compile(r"(BraTS-[A-Z-]+-\d{5})-\d{3}", re.IGNORECASE),
+    re.compile(r"(BraTS1[789]_.+)_\d", re.IGNORECASE),
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,34 @@ def take_apart(path: Path) -> NamedFile:
     if match is None:
         return NamedFile(path, stem, "", "")
     return NamedFile(path, match[1] or "", match[2] or "", match[3].lower())
+
+
+def modality_first(paths: Iterable[Path]) -> list[NamedFile]:
+    """Files that begin with their modality and all go on alike: T1c_brain, Flair_brain.
+
+    Args:
+        paths: NIfTI files of one folder, of which none ends in a modality.
+
+    Returns:
+        Those that begin with a modality, ``prefix`` being what follows it; none of them where one
+        goes on in another way or all are of one modality: then the first word is no rule.
+    """
+    found: list[NamedFile] = []
+    for path in paths:
+        match = re.fullmatch(r"([^_-]+)([_-])(.+)", stem_of(path), re.DOTALL)
+        if match and match[1].lower() in ALIASES and take_apart(path).token not in LABEL_TOKENS:
+            found.append(NamedFile(path, match[3], match[2], match[1].lower()))
+    alike = len({(file.separator, file.prefix) for file in found}) == 1
+    return found if alike and len({ALIASES[file.token] for file in found}) > 1 else []
+
+
+def patient_of(case_id: str) -> str:
+    """The patient a case belongs to; the case itself where its name does not say."""
+    for pattern in _VISITS:
+        match = pattern.fullmatch(case_id)
+        if match:
+            return match[1]
+    return case_id
 
 
 def is_nifti(path: Path) -> bool:

@@ -3,6 +3,7 @@ inverse.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -121,13 +122,13 @@ def prepare(
     flips, axes = _orientation(volume, card)
     warnings += _check_spacing(volume, card, axes, force_spacing)
     present = [name for name in card.modalities if name in volume.images]
-    for name in card.modalities:
-        if name not in volume.images:
-            if name not in card.tolerates_missing:
-                raise _missing(volume, name)
-            warnings.append(f"modality {name} is missing; the model was trained to do without it")
-    if not present:
-        raise _missing(volume, card.modalities[0])
+    missing = [name for name in card.modalities if name not in volume.images]
+    needed = [name for name in missing if name not in card.tolerates_missing]
+    if needed or not present:
+        raise _missing(volume, needed or missing)
+    warnings += [
+        f"modality {name} is missing; the model was trained to do without it" for name in missing
+    ]
     raw = {name: ops.upload(volume.images[name].voxels) for name in present}
     whole = BoxPlacement(
         volume.grid.shape, flips, axes, (slice(None), slice(None), slice(None)), (0, 0, 0)
@@ -240,10 +241,10 @@ def _extended(whole: BoxPlacement, extent: Box, patch: Shape3) -> BoxPlacement:
     )
 
 
-def _missing(volume: Volume, name: str) -> InputError:
+def _missing(volume: Volume, names: Sequence[str]) -> InputError:
     return InputError(
         volume.case.folder,
-        found=f"no {name} image (only {', '.join(volume.images)})",
+        found=f"no {' and no '.join(names)} image (only {', '.join(volume.images)})",
         expected="all modalities of the model",
-        remedy=f"add the {name} file; aliases such as t1n, t1c, t2w, t2f are known",
+        remedy=f"add {' and '.join(names)}; aliases such as t1n, t1c, t2w, t2f are known",
     )

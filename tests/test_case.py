@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtime.case import Case, Dialect, find_cases
+from runtime.case import Case, Dialect, find_cases, holds_images
 from runtime.errors import InputError, UsageError
 from runtime.labels import MODALITIES, Convention
 
@@ -441,3 +441,48 @@ def test_a_file_that_is_no_4d_volume_is_named(tmp_path: Path, name: str) -> None
     (tmp_path / name).touch()
     with pytest.raises(InputError, match="give the folder"):
         find_cases(tmp_path / name)
+
+
+# Names that begin with the modality
+
+
+def test_names_that_begin_with_the_modality_are_read(tmp_path: Path) -> None:
+    folder = touch(
+        tmp_path / "pat 1",
+        "Flair_subtrMeanDivStd.nii.gz", "T1c_subtrMeanDivStd.nii.gz", "OTMultiClass.nii.gz",
+        "brainmask.nii.gz", "seg_subtrMeanDivStd.nii.gz",
+    )  # fmt: skip
+    case = Case.from_dir(folder)
+    assert case.case_id == "pat 1"
+    assert case.dialect is Dialect.MODALITY_FIRST
+    assert case.convention is None
+    assert case.labels is None
+    assert names_of(case) == {
+        "flair": "Flair_subtrMeanDivStd.nii.gz",
+        "t1ce": "T1c_subtrMeanDivStd.nii.gz",
+    }
+    assert find_cases(tmp_path) == [case]
+    assert holds_images(folder)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Flair_brain.nii.gz", "T1c_head.nii.gz"),  # they go on in two ways
+        ("T1_brain.nii.gz",),  # one file is no rule
+        ("T1_brain.nii.gz", "T1w_brain.nii.gz"),  # nor is one modality
+        ("T1c_seg.nii.gz", "Flair_seg.nii.gz"),  # label maps
+        ("T1map.nii.gz", "T2map.nii.gz"),
+    ],
+)
+def test_other_names_that_begin_so_are_not(tmp_path: Path, names: Sequence[str]) -> None:
+    touch(tmp_path, *names)
+    assert not holds_images(tmp_path)
+    with pytest.raises(InputError, match="no MR images"):
+        find_cases(tmp_path)
+
+
+def test_a_modality_at_the_end_wins_over_one_at_the_beginning(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"X_{name}.nii.gz" for name in OLD), "T1_mni.nii.gz", "T2_mni.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert (case.case_id, case.dialect) == ("X", Dialect.BRATS2018)

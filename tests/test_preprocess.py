@@ -338,6 +338,11 @@ def test_a_missing_modality_is_bad_input_unless_the_model_tolerates_it(
         prepare(volume, CARD, OPS, (4, 4, 4))
     with pytest.raises(InputError, match="no t1ce image"):
         prepare(volume, replace(CARD, tolerates_missing=("t2",)), OPS, (4, 4, 4))
+    two = make_volume({name: image for name, image in images.items() if name != "t1"})
+    with pytest.raises(InputError, match="no t1 and no t1ce image"):
+        prepare(two, replace(CARD, tolerates_missing=("t2",)), OPS, (4, 4, 4))
+    with pytest.raises(InputError, match="no t1 image"):
+        prepare(two, replace(CARD, tolerates_missing=("t1ce",)), OPS, (4, 4, 4))
     card = replace(CARD, tolerates_missing=("t1ce",))
     prepared = prepare(volume, card, OPS, (4, 4, 4))
     assert not prepared.voxels[2].any()

@@ -19,6 +19,7 @@ from runtime.case import Case, find_cases
 from runtime.errors import InputError
 from runtime.labels import MODALITIES, Convention, Label
 from runtime.model_card import ModelCard
+from runtime.naming import patient_of
 from runtime.nifti import load
 from runtime.ops.numpy import NumpyOps
 from runtime.phantom import Enhancement, write_phantoms
@@ -31,7 +32,7 @@ from train.config import AugmentConfig, SamplingConfig, SplitConfig
 from train.data import CachedCase, cached, check_held_out_images, check_prepared
 from train.patches import PatchDataset, patch_loader
 from train.sampler import EpochSampler, GridSampler, RandomSampler
-from train.split import make_split, patient_of, read_split
+from train.split import make_split, read_split
 
 PATCH = (32, 32, 16)
 CARD = ModelCard("tiny", patch=PATCH, divisor=2)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from runtime.case import Case, Dialect, find_cases
 from runtime.errors import InputError
-from train.split import Split, patient_of
+from runtime.naming import patient_of
+from train.split import Split
 
 _SHOWN = 3
 

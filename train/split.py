@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +11,8 @@ from typing import Any
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.naming import patient_of
 from train.config import SplitConfig
-
-# BraTS-GLI-00000-001 is the second visit of patient BraTS-GLI-00000, Brats18_CBICA_AAB_1 the first
-# of Brats18_CBICA_AAB; the numbers of BraTS20_Training_001 and BraTS2021_00001 are patients.
-_VISITS = (
-    re.compile(r"(BraTS-[A-Z-]+-\d{5})-\d{3}", re.IGNORECASE),
-    re.compile(r"(BraTS1[789]_.+)_\d", re.IGNORECASE),
-)
 
 
 @dataclass(frozen=True)
@@ -46,15 +39,6 @@ class Split:
             "validation": list(self.validation),
             "excluded": list(self.excluded),
         }
-
-
-def patient_of(case_id: str) -> str:
-    """The patient a case belongs to; the case itself where its name does not say."""
-    for pattern in _VISITS:
-        match = pattern.fullmatch(case_id)
-        if match:
-            return match[1]
-    return case_id
 
 
 def make_split(case_ids: Sequence[str], config: SplitConfig, seed: int) -> Split:

@@ -79,6 +79,8 @@ class InferArgs:
     """Look at the case files and say what is wrong with them; segment nothing."""
     log_json: bool = False
     """Tell what happens as one JSON object per line on stderr, for machines."""
+    json: Annotated[Path | None, optional("FILE")] = None
+    """With --check: also write everything that was found as JSON."""
     quiet: bool = False
     """Print nothing but errors."""
     version: bool = False
@@ -99,6 +101,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _infer(options: InferArgs, console: Console) -> int:
     from runtime.case import find_cases
+    from runtime.strangers import refusal, set_apart
 
     if options.overlap is not None and options.stride is not None:
         raise UsageError(
@@ -115,16 +118,35 @@ def _infer(options: InferArgs, console: Console) -> int:
         raise UsageError(
             "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
         )
+    if options.json is not None and not options.check:
+        raise UsageError(
+            "--json",
+            found="no --check",
+            expected="both, as it takes what the check finds",
+            remedy="add --check, or drop --json",
+        )
     channels = options.channels.split(",") if options.channels else None
     problems: list[InputError] = []
     cases = find_cases(options.case, channels, problems)
+    if options.check:
+        return _check(options, cases, problems, console)
+    cases, strangers = set_apart(cases)
+    problems += [refusal(one) for one in strangers]
     if problems and not cases:
         raise problems[0]
-    if options.check:
-        from runtime.check import check_cases
-
-        return check_cases(cases, console, problems, options.truth_labels)
     return _segment(options, cases, problems, console)
+
+
+def _check(
+    options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
+) -> int:
+    from runtime.check import check_cases
+    from runtime.model_dir import find_model
+
+    tolerated: tuple[str, ...] = ()
+    if options.model is not None:
+        tolerated = find_model(options.model).card.tolerates_missing
+    return check_cases(cases, console, problems, options.truth_labels, tolerated, options.json)
 
 
 def _segment(

@@ -1,0 +1,145 @@
+"""What `brats-infer --check --json FILE` writes."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from runtime import DISCLAIMER, __version__
+from runtime.atomic import check_writable, unwritable, write_json
+from runtime.doctor.dataset import totals
+from runtime.doctor.examine import CaseReport
+from runtime.doctor.findings import Finding
+from runtime.doctor.images import Facts
+from runtime.errors import InputError, OutputError, UsageError
+from runtime.naming import is_nifti
+
+SCHEMA: Final = 1
+_COMMAND: Final = "brats-infer --check"
+
+
+def check_place(path: Path) -> None:
+    """Look at the place of the record before any case is read.
+
+    Raises:
+        UsageError: a file that this command did not write lies there, or the name is an image's or
+            one that would describe a data set.
+        OutputError: it is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise OutputError(
+            path, found="a folder", expected="a name for a file", remedy="name a file in it"
+        )
+    if is_nifti(path) or path.name == "dataset.json":
+        raise UsageError(
+            path,
+            found="a name that means something in a data set",
+            expected="a name for the findings, such as check.json",
+            remedy="choose another name",
+        )
+    try:
+        if path.exists() and not (path.is_file() and _is_ours(path)):
+            raise UsageError(
+                path,
+                found="a file that brats-infer --check did not write",
+                expected="a free name, or earlier findings",
+                remedy="choose another name or move the file away",
+            )
+    except OSError as error:
+        raise unwritable(path, error) from error
+    check_writable(path.parent)
+
+
+def write_record(
+    path: Path,
+    reports: Sequence[CaseReport],
+    problems: Sequence[InputError],
+    findings: Sequence[Finding],
+) -> None:
+    """Write everything that was found.
+
+    Args:
+        path: of the file; `check_place` has looked at it.
+        reports: of the cases.
+        problems: of files of which no case could be made.
+        findings: about the data set.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_json(
+        path,
+        {
+            "schema": SCHEMA,
+            "command": _COMMAND,
+            "version": __version__,
+            "disclaimer": DISCLAIMER,
+            "cases": [_case(report) for report in reports],
+            "not_cases": [str(problem) for problem in problems],
+            "data_set": {
+                **totals(reports, len(problems)),
+                "findings": [_finding(finding) for finding in findings],
+            },
+        },
+    )
+
+
+def _case(report: CaseReport) -> dict[str, Any]:
+    labels = report.labels
+    return {
+        "case_id": report.case.case_id,
+        "usable": report.usable,
+        "dialect": report.case.dialect.value,
+        "convention": report.convention.value if report.convention is not None else None,
+        "modalities": {name: _image(facts) for name, facts in report.images.items()},
+        "labels": None
+        if labels is None
+        else {
+            "file": labels.file,
+            "dtype": labels.dtype,
+            "values": [_number(value) for value in labels.values],
+            "outside_brain": labels.outside,
+        },
+        "findings": [_finding(finding) for finding in report.findings],
+    }
+
+
+def _image(facts: Facts) -> dict[str, Any]:
+    return {
+        "file": facts.file,
+        "channel": facts.channel,
+        "sha256": facts.sha256,
+        "shape": list(facts.grid.shape),
+        "spacing": list(facts.grid.spacing),
+        "orientation": facts.axes,
+        "dtype": facts.dtype,
+        "min": _number(facts.minimum),
+        "max": _number(facts.maximum),
+        "mean": _number(facts.mean),
+        "std": _number(facts.std),
+        "nonzero": facts.nonzero,
+        "background": _number(facts.background),
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity.value,
+        "code": finding.code,
+        "modality": finding.modality,
+        "text": finding.text,
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no infinity, which the moments of the largest numbers are."""
+    return value if math.isfinite(value) else None
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("command") == _COMMAND and "data_set" in value

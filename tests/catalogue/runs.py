@@ -1,0 +1,166 @@
+"""Rows: model directories that are not as they were exported, and runs that cannot end well."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import pytest
+
+from runtime.lock import only_writer
+from runtime.model_dir import CARD, MANIFEST, ONNX_FP32, PARITY
+from tests.catalogue.scene import Row, Scene, error, voxels_of
+
+ANY_MODEL = ("--uncertified",)
+
+
+def file_of(name: str, change: Any, *, vouched: bool = False) -> Any:
+    """Change the bytes of a model's file; the manifest then says so, or not."""
+
+    def spoil(s: Scene) -> None:
+        path = s.model / name
+        path.write_bytes(change(path.read_bytes()))
+        if vouched:
+            s.manifest()
+            s.flags += ANY_MODEL
+
+    return spoil
+
+
+def graph(change: Any) -> Any:
+    """Change the ONNX graph of a model directory that vouches for it."""
+
+    def edited(data: bytes) -> bytes:
+        model = onnx.load_model_from_string(data)
+        change(model)
+        return bytes(model.SerializeToString())
+
+    return file_of(ONNX_FP32, edited, vouched=True)
+
+
+def with_external_data(model: onnx.ModelProto) -> None:
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="/etc/passwd")
+
+
+def without_card(model: onnx.ModelProto) -> None:
+    del model.metadata_props[:]
+
+
+def of_one_channel(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+
+
+def of_another_domain(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "somebody.elses"
+
+
+def flipped(data: bytes) -> bytes:
+    changed = bytearray(data)
+    changed[len(data) // 2] ^= 1
+    return bytes(changed)
+
+
+def other_card(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"schema": 99}).encode()
+
+
+MODELS: list[Row] = [
+    error("Models", "a truncated network", file_of(ONNX_FP32, lambda d: d[:-9]), ONNX_FP32),
+    error("Models", "one flipped bit in the network", file_of(ONNX_FP32, flipped), ONNX_FP32),
+    error("Models", "one flipped bit in the card", file_of(CARD, flipped), CARD),
+    error("Models", "one flipped bit in the certificate", file_of(PARITY, flipped), PARITY),
+    error("Models", "one flipped bit in the manifest", file_of(MANIFEST, flipped), MANIFEST),
+    error("Models", "no manifest", lambda s: (s.model / MANIFEST).unlink(), MANIFEST),
+    error("Models", "no card", lambda s: (s.model / CARD).unlink(), CARD),
+    error(
+        "Models", "a card of a later version", file_of(CARD, other_card, vouched=True), CARD,
+        "schema 99",
+    ),
+    error(
+        "Models", "a network that is none",
+        file_of(ONNX_FP32, lambda d: b"no" * 99, vouched=True), ONNX_FP32,
+    ),
+    error("Models", "a network without a card", graph(without_card), ONNX_FP32),
+    error("Models", "weights in another file", graph(with_external_data), ONNX_FP32),
+    error("Models", "operators of another domain", graph(of_another_domain), ONNX_FP32),
+    error("Models", "a network of other channels", graph(of_one_channel), ONNX_FP32),
+    error("Models", "no model directory", lambda s: s.flags.extend(["--model", "none"]), "none"),
+]  # fmt: skip
+
+
+def patched(target: Any, name: str, value: Any) -> Any:
+    """While the command runs, something of the system is another."""
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, name, value)
+            yield
+
+    return lambda s: s.around.append(around())
+
+
+def failing(number: int) -> Any:
+    def fail(*args: Any, **more: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def interrupted(*args: Any, **more: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def output_below_a_file(s: Scene) -> None:
+    (s.root / "file").touch()
+    s.flags += ["-o", str(s.root / "file" / "out")]
+
+
+def second_writer(s: Scene) -> None:
+    s.out.mkdir()
+    s.around.append(only_writer(s.out))
+
+
+def one_bad_case(s: Scene) -> None:
+    other = s.root / "data" / "Y"
+    other.mkdir()
+    for path in s.case.iterdir():
+        (other / path.name.replace("X_", "Y_")).write_bytes(path.read_bytes())
+    (other / "Y_t1.nii.gz").write_bytes(b"")
+    s.given = s.root / "data"
+
+
+def earlier(name: str, content: bytes) -> Any:
+    def spoil(s: Scene) -> None:
+        s.out.mkdir()
+        (s.out / name).write_bytes(content)
+
+    return spoil
+
+
+def too_large_a_batch(s: Scene) -> None:
+    s.put(voxels_of("t1"))
+    s.flags += ["--patch", "30,30,30"]
+
+
+RUNS: list[Row] = [
+    error("Runs", "a full disk", patched(os, "fsync", failing(errno.ENOSPC)), "No space", code=7),
+    error("Runs", "a disk that fails", patched(os, "fsync", failing(errno.EIO)), "X_seg", code=7),
+    error("Runs", "an output folder that cannot be made", output_below_a_file, "file", code=7),
+    error("Runs", "a second writer", second_writer, "another process", code=7),
+    error("Runs", "Ctrl-C", patched(os, "fsync", interrupted), code=130),
+    error("Runs", "one bad case of many", one_bad_case, "1 of 2 cases failed", code=6),
+    error("Runs", "the case's own folder as output",
+          lambda s: s.flags.extend(["-o", str(s.case)]), "the folder of the case itself", code=2),
+    error("Runs", "somebody else's file in the way", earlier("X_seg.nii.gz", b"theirs"),
+          "did not write", code=2),
+    error("Runs", "a patch that the network cannot take", too_large_a_batch, "--patch", code=2),
+    error("Runs", "a backend that is not here", lambda s: s.flags.extend(["--backend", "trt"]),
+          "--backend trt", code=4),
+]  # fmt: skip

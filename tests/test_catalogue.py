@@ -1,0 +1,124 @@
+"""Bad input of every kind ends as the catalogue says: refused, corrected and told, or taken."""
+
+import contextlib
+import gzip
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from runtime.case import Source
+from runtime.cli.evaluate import main as evaluate
+from runtime.cli.infer import main as infer
+from runtime.nifti import read_image
+from tests.catalogue.scene import Row, Scene, nifti, scene, truth
+from tests.catalogue.table import README, ROWS, text
+
+# What the healthy case itself is told: a volume this small is mostly brain.
+ANYWAY: tuple[str, ...] = ()
+
+
+def run(made: Scene, command: str) -> int:
+    if command == "read":
+        read_image(Source(made.given))
+        return 0
+    if command == "eval":
+        prediction = made.root / "X.nii"
+        prediction.write_bytes(nifti(truth()))
+        return evaluate([str(prediction), str(made.path("seg"))])
+    usual = {"--model": str(made.model), "-o": str(made.out), "--backend": "ort", "--threads": "1"}
+    flags = [part for pair in usual.items() if pair[0] not in made.flags for part in pair]
+    return infer([str(made.given), *flags, *made.flags])
+
+
+@pytest.fixture(scope="module")
+def healthy(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> npt.NDArray[np.uint8]:
+    """The label map of the case that nothing is wrong with."""
+    made = scene(tmp_path_factory.mktemp("healthy"), tiny_model)
+    assert run(made, "infer") == 0
+    sidecar = json.loads((made.out / "X.json").read_text())
+    assert tuple(sidecar["warnings"]) == ANYWAY
+    labels = voxels_in(made.out)
+    assert len(np.unique(labels)) >= 3
+    return labels
+
+
+def voxels_in(out: Path) -> npt.NDArray[np.uint8]:
+    (path,) = out.glob("*_seg.nii.gz")
+    return np.asarray(nib.Nifti1Image.from_bytes(unpacked(path)).dataobj, np.uint8)
+
+
+def unpacked(path: Path) -> bytes:
+    return gzip.decompress(path.read_bytes())
+
+
+def label_maps(made: Scene) -> list[Path]:
+    return [*made.out.glob("*.nii.gz"), *made.out.glob("*.tmp"), *made.out.glob(".*")]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.area}: {row.name}")
+def test_each_row(
+    row: Row,
+    tiny_model: Path,
+    tmp_path: Path,
+    healthy: npt.NDArray[np.uint8],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = scene(tmp_path, tiny_model)
+    try:
+        row.spoil(made)
+    except NotImplementedError as reason:
+        pytest.skip(str(reason))
+    before = set(label_maps(made))
+    with contextlib.ExitStack() as around:
+        for manager in made.around:
+            around.enter_context(manager)
+        code = run(made, row.command)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert code == row.code, told
+    if row.outcome == "error":
+        check_error(row, told)
+        if row.code != 6:
+            assert set(label_maps(made)) == before
+        return
+    if row.command != "infer":
+        return
+    (sidecar,) = made.out.glob("*.json")
+    warnings = [text for text in json.loads(sidecar.read_text())["warnings"] if text not in ANYWAY]
+    labels = voxels_in(made.out)
+    for part in row.told:
+        assert any(part in warning for warning in warnings), warnings
+    assert bool(warnings) == (row.outcome == "corrected"), warnings
+    if row.same:
+        turned = made.turn(labels) if made.turn else labels
+        np.testing.assert_array_equal(turned, healthy)
+    assert b"Jane Doe" not in b"".join(unpacked(path) for path in made.out.glob("*.nii.gz"))
+
+
+def check_error(row: Row, told: str) -> None:
+    """One sentence with all its parts; an interrupted command says just that."""
+    if row.code == 130:
+        assert told.endswith("interrupted\n")
+        return
+    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    for part in (": found ", ", expected ", "; "):
+        assert part in line
+    # Of many cases the error that ends the command only counts those that failed.
+    said = " ".join(told.split()) if row.code == 6 else line
+    assert all(part in said for part in row.told), said
+    assert line.endswith(".")
+
+
+def test_the_page_is_the_catalogue() -> None:
+    assert README.read_text() == text()
+
+
+def test_the_catalogue_covers_what_it_should() -> None:
+    names = [(row.area, row.name) for row in ROWS]
+    assert len(set(names)) == len(names) >= 75
+    assert {row.outcome for row in ROWS} == {"error", "corrected", "accepted"}
+    assert all(row.told for row in ROWS if row.outcome == "corrected")

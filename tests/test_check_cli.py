@@ -1,0 +1,235 @@
+"""`brats-infer --check` over a data set: what is printed, what is written, and the exit codes."""
+
+import json
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from runtime.case import find_cases
+from runtime.check import check_cases
+from runtime.cli.infer import main
+from runtime.doctor import images
+from runtime.model_dir import CARD, MANIFEST, manifest_of, sha256_of
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """check(folder, *flags) -> exit code, standard error."""
+
+    def call(folder: Path, *flags: object) -> tuple[int, str]:
+        code = main([str(folder), "--check", *map(str, flags)])
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return code, captured.err
+
+    return call
+
+
+@pytest.fixture
+def root(phantom_root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantom_root, tmp_path / "root"))
+
+
+def copy_as(folder: Path, name: str) -> Path:
+    """The case under another name, beside it."""
+    made = folder.parent / name
+    made.mkdir()
+    for path in folder.iterdir():
+        shutil.copy(path, made / path.name.replace(folder.name, name))
+    return made
+
+
+def test_a_sound_data_set_exits_0_and_is_written_whole(
+    check: Any, phantom_root: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "check.json"
+    code, err = check(phantom_root, "--json", record)
+    assert code == 0
+    assert err.endswith(
+        "2 cases: 2 usable, 0 with errors, 0 with warnings; dialects brats2018 2; "
+        "conventions brats2020 2\n"
+    )
+    value = json.loads(record.read_text())
+    assert value["schema"] == 1
+    assert value["not_cases"] == []
+    assert value["data_set"] == {
+        "cases": 2, "usable": 2, "with_errors": 0, "with_warnings": 0,
+        "dialects": {"brats2018": 2}, "conventions": {"brats2020": 2}, "findings": [],
+    }  # fmt: skip
+    first = value["cases"][0]
+    assert (first["case_id"], first["usable"]) == ("BraTSPhantom_0001", True)
+    assert (first["dialect"], first["convention"]) == ("brats2018", "brats2020")
+    assert first["findings"] == []
+    assert first["labels"]["values"] == [0, 1, 2, 4]
+    assert first["labels"]["outside_brain"] == 0
+    assert list(first["modalities"]) == ["flair", "t1", "t1ce", "t2"]
+    path = phantom_root / "BraTSPhantom_0001" / "BraTSPhantom_0001_t1.nii.gz"
+    voxels = np.asarray(nib.load(path).dataobj)
+    brain = voxels[voxels != 0].astype(np.float64)
+    t1 = first["modalities"]["t1"]
+    assert t1["file"] == path.name
+    assert t1["sha256"] == sha256_of(path.read_bytes())
+    assert (t1["shape"], t1["spacing"]) == ([64, 56, 48], [1, 1, 1])
+    assert (t1["orientation"], t1["dtype"]) == ("LPS", "int16")
+    assert (t1["min"], t1["max"]) == (0, voxels.max())
+    assert t1["mean"] == pytest.approx(brain.mean())
+    assert t1["std"] == pytest.approx(brain.std())
+    assert t1["nonzero"] == pytest.approx(brain.size / voxels.size)
+    # Earlier findings are replaced.
+    assert check(phantom_root, "--json", record, "--quiet") == (0, "")
+
+
+def test_the_record_never_takes_the_place_of_another_file(
+    check: Any, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = root / "BraTSPhantom_0001" / "BraTSPhantom_0001_t1.nii.gz"
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text('{"theirs": 1}')
+    before = image.read_bytes()
+    for path in (image, root / "dataset.json", foreign):
+        code, err = check(root, "--json", path)
+        assert code == 2
+        assert str(path) in err
+    assert image.read_bytes() == before
+    assert foreign.read_text() == '{"theirs": 1}'
+    assert not (root / "dataset.json").exists()
+    assert check(root, "--json", tmp_path)[0] == 7
+    assert main([str(root), "--json", str(tmp_path / "x.json")]) == 2
+    assert "--check" in capsys.readouterr().err
+
+
+def test_errors_are_written_before_they_end_the_command(
+    check: Any, root: Path, tmp_path: Path
+) -> None:
+    flair = root / "BraTSPhantom_0001" / "BraTSPhantom_0001_flair.nii.gz"
+    flair.write_bytes(flair.read_bytes()[:-20])
+    (root / "BraTSPhantom_0002" / "BraTSPhantom_0002_t1c.nii.gz").touch()
+    record = tmp_path / "check.json"
+    code, err = check(root, "--json", record)
+    assert code == 3
+    last = err.splitlines()[-1]
+    assert "BraTSPhantom_0001 (unreadable flair)" in last
+    assert "2 of 2 cases" in last
+    value = json.loads(record.read_text())
+    assert value["data_set"]["with_errors"] == 2
+    (broken,) = value["cases"]
+    assert not broken["usable"]
+    assert [(one["severity"], one["code"], one["modality"]) for one in broken["findings"]] == [
+        ("error", "unreadable", "flair")
+    ]
+    assert list(broken["modalities"]) == ["t1", "t1ce", "t2"]
+    assert ["t1ce twice" in text for text in value["not_cases"]] == [True]
+
+
+def test_files_that_make_no_case_are_told_once(check: Any, root: Path, tmp_path: Path) -> None:
+    folder = root / "BraTSPhantom_0001"
+    (folder / "BraTSPhantom_0001_t1c.nii.gz").touch()
+    record = tmp_path / "check.json"
+    code, err = check(folder, "--json", record)
+    assert code == 3
+    assert err.count("t1ce twice") == 1
+    assert json.loads(record.read_text())["data_set"]["cases"] == 1
+
+
+def test_a_case_or_an_image_that_is_there_twice(check: Any, root: Path) -> None:
+    one, two = root / "BraTSPhantom_0001", root / "BraTSPhantom_0002"
+    copy_as(one, "Copied")
+    shutil.copy(one / f"{one.name}_t2.nii.gz", two / f"{two.name}_t2.nii.gz")
+    code, err = check(root)
+    assert code == 0
+    lines = err.splitlines()
+    whole = "BraTSPhantom_0001 and Copied are one case twice (the same bytes)"
+    assert [line for line in lines if whole in line]
+    part = "BraTSPhantom_0001 and BraTSPhantom_0002 share t2 (the same bytes)"
+    assert [line for line in lines if part in line]
+
+
+def test_names_and_numberings_that_differ_and_visits(check: Any, root: Path) -> None:
+    one, two = root / "BraTSPhantom_0001", root / "BraTSPhantom_0002"
+    for path in one.iterdir():
+        path.rename(path.with_name(path.name.replace(one.name, "BraTS18_A_1")))
+    names = {"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", "seg": "seg"}
+    for path in list(two.iterdir()):
+        token = path.name.removesuffix(".nii.gz").rpartition("_")[2]
+        path.rename(path.with_name(f"BraTS18_A_2-{names[token]}.nii.gz"))
+    code, err = check(root, "--truth-labels", "brats2020")
+    assert code == 0
+    assert "warning: several ways to name files: brats2018 (1), brats2023 (1)" in err
+    assert "info: patients with several cases: BraTS18_A (2)" in err
+    assert "conventions" in err
+    code, err = check(root)
+    assert code == 3
+    assert "label maps of several conventions: brats2020 (1), brats2023 (1)" in err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_few_cases_have_a_table_each_that_fits(
+    phantom_root: Path, width: int, terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(width=width, force_terminal=terminal, color_system=None)
+    assert check_cases(find_cases(phantom_root), console) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (head,) = [line for line in lines if line.startswith("BraTSPhantom_0001")]
+    assert head == ("BraTSPhantom_0001  brats2018 naming, labels brats2020 (0,1,2,4 uint8)")
+    table = lines[lines.index(head) + 1 :][:5]
+    assert table[0].split() == ["shape", "mm", "axes", "dtype", "min", "max", "not", "0", "mean",
+        "std"]  # fmt: skip
+    assert [row.split()[0] for row in table[1:]] == ["flair", "t1", "t1ce", "t2"]
+    assert table[1].split()[1:5] == ["64x56x48", "1x1x1", "LPS", "int16"]
+    assert max(map(len, lines[:-1])) <= width
+
+
+def test_many_cases_have_a_line_each(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3, 8):
+        copy_as(root / "BraTSPhantom_0002", f"Z{number}")
+    (root / "Z3" / "Z3_t2.nii.gz").unlink()
+    code = main([str(root), "--check"])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 3
+    assert lines[0] == "ok      BraTSPhantom_0001  brats2018 64x56x48 LPS brats2020 0,1,2,4"
+    at = [line.split()[:2] for line in lines].index(["error", "Z3"])
+    assert lines[at + 1] == "  error: no t2 image"
+    assert lines[at + 2].startswith("ok      Z4                 brats2018")
+
+
+def test_no_more_than_one_case_is_in_memory(
+    phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports are kept; what they were made of is gone when the next case is read."""
+    alive: list[weakref.ref[Any]] = []
+    read = images.read_image
+
+    def watched(source: Any) -> Any:
+        others = [one for one in alive if (seen := one()) is not None and seen.path.parent !=
+            source.path.parent]  # fmt: skip
+        assert others == []
+        image, grid = read(source)
+        alive.append(weakref.ref(image))
+        return image, grid
+
+    monkeypatch.setattr(images, "read_image", watched)
+    assert check_cases(find_cases(phantom_root), Console(quiet=True)) == 0
+    assert len(alive) == 8
+
+
+def test_a_model_says_what_may_be_missing(
+    check: Any, root: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = root / "BraTSPhantom_0001"
+    (folder / f"{folder.name}_t2.nii.gz").unlink()
+    assert check(folder, "--model", tiny_model)[0] == 3
+    tolerant = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    card = json.loads((tolerant / CARD).read_text()) | {"tolerates_missing": ["t2"]}
+    (tolerant / CARD).write_text(json.dumps(card))
+    (tolerant / MANIFEST).write_text(json.dumps(manifest_of(tolerant)))
+    code, err = check(folder, "--model", tolerant)
+    assert code == 0
+    assert "warning: no t2 image; the model does without it" in err
