@@ -37,7 +37,7 @@ INJECTED: Final = {
 }  # fmt: skip
 READ_TOO: Final = ("openat", "close")
 """Calls that a reader makes as well: of these only what is done to hidden files and the folder."""
-FLAGS: Final = ("--probabilities", "--preview", "--quiet")
+FLAGS: Final = ("--probabilities", "--quiet")
 
 
 def fake_network() -> None:

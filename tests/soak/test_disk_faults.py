@@ -62,7 +62,7 @@ def test_the_writer_fails_at_every_step(
     cases: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     with bar("faults_shim") as figures:
-        figures |= worker("tests.soak.faults", "shim", *cases, tiny_model, tmp_path, times(5, 1))
+        figures |= worker("tests.soak.faults", "shim", *cases, tiny_model, tmp_path, times(7, 1))
         operations = figures["operations"]
         assert operations.keys() >= {"open", "write", "fsync", "replace", "unlink", "close"}
         check(figures)

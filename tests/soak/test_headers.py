@@ -20,7 +20,7 @@ BATCH = 5000
 
 
 def test_mutated_headers_are_refused_or_read() -> None:
-    count = times(1500, 100_000)
+    count = times(1200, 100_000)
     batches = [(seed, min(BATCH, count - seed * BATCH)) for seed in range(-(-count // BATCH))]
     with bar("headers") as figures:
         with ThreadPoolExecutor(2) as pool:

@@ -26,13 +26,13 @@ def killed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Figure
     with bar("kills") as figures:
         figures["cases"] = len(SIDES)
         figures |= worker(
-            "tests.soak.kills", folder / "cases", tiny_model, folder, times(8, 200), 6
+            "tests.soak.kills", folder / "cases", tiny_model, folder, times(6, 200), 6
         )
     return figures
 
 
 def test_every_kill_leaves_whole_files_or_none(killed: Figures) -> None:
-    assert killed["kills"] == times(8, 200)
+    assert killed["kills"] == times(6, 200)
     assert killed["torn"] == []
     assert killed["untrue"] == []
     # The moments were in the midst of the work.

@@ -31,7 +31,7 @@ def leaked(figures: Figures) -> list[str]:
 
 def test_a_cohort_leaks_nothing(cases: Path, tiny_model: Path, tmp_path: Path) -> None:
     with bar("leaks") as figures:
-        count, warm = times(60, 2000), times(20, 100)
+        count, warm = times(40, 2000), times(30, 100)
         given = ("cohort", cases, tiny_model, tmp_path / "out", count, warm, "none")
         figures |= worker("tests.soak.leaking", *given)
         assert leaked(figures) == []
@@ -41,7 +41,7 @@ def test_commands_in_one_process_leak_nothing(
     cases: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     with bar("leaks_commands") as figures:
-        count, warm = times(20, 400), times(5, 100)
+        count, warm = times(10, 400), times(10, 100)
         given = ("main", cases, tiny_model, tmp_path / "out", count, warm, "none")
         figures |= worker("tests.soak.leaking", *given)
         assert leaked(figures) == []
@@ -60,8 +60,8 @@ def test_what_is_kept_is_seen(
     cases: Path, tiny_model: Path, tmp_path: Path, kind: str, seen: str
 ) -> None:
     # As many as pass the limit; one of the others is one too many.
-    count = int(1.5 * LIMIT_MIB / CASE_MIB) if kind == "object" else 20
+    count = int(1.2 * LIMIT_MIB / CASE_MIB) if kind == "object" else 20
     with bar(f"leak_control_{kind}") as figures:
-        given = ("cohort", cases, tiny_model, tmp_path / "out", count, 20, kind)
+        given = ("cohort", cases, tiny_model, tmp_path / "out", count, times(10, 100), kind)
         figures |= worker("tests.soak.leaking", *given)
         assert seen in leaked(figures)

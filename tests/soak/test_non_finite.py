@@ -4,6 +4,8 @@ They come from a voxel of any modality in any dtype that holds them, from a head
 them, from a network at any window, class and voxel, and from weights that overflow.
 """
 
+import contextlib
+import io
 import json
 import shutil
 from collections import Counter
@@ -53,7 +55,8 @@ def infer(tiny_model: Path, tmp_path: Path, case_dir: Path) -> Callable[..., Out
     def call(*flags: str, model: Path = tiny_model) -> Outcome:
         shutil.rmtree(out, ignore_errors=True)
         given = [str(case_dir), "--model", str(model), "-o", str(out), "--quiet", "--threads", "1"]
-        code = main([*given, *flags])
+        with contextlib.redirect_stderr(io.StringIO()):
+            code = main([*given, *flags])
         files = [path.name for path in out.iterdir()] if out.is_dir() else []
         return code, sorted(name for name in files if not name.startswith("."))
 
@@ -101,12 +104,12 @@ def stored(rng: np.random.Generator) -> tuple[str, nib.Nifti1Image]:
         count = 1 if way < 2 else int(rng.integers(2, array.size))
         value = BAD[rng.integers(3)]
         array.reshape(-1)[rng.choice(array.size, count, replace=False)] = value
-        image = kind(array, LPS)
+        image = kind(array, LPS, kind.header_class(endianness=order))
         image.header.set_data_dtype(dtype)
         return f"{value} in {count} voxels of {dtype.str}", image
     # Integers that the header's scale takes beyond float32; or float64 that is beyond it already.
     dtype = np.dtype(("u1", "i2", "i4", "u2", "f4", "f8")[rng.integers(6)]).newbyteorder(order)
-    image = kind(np.minimum(voxels, 250).astype(dtype), LPS)
+    image = kind(np.minimum(voxels, 250).astype(dtype), LPS, kind.header_class(endianness=order))
     image.header.set_data_dtype(dtype)
     slope = (3e38, -3e38, 1e37)[rng.integers(3)]
     return f"a scale of {slope} of {dtype.str}", Scaled(image, slope)
