@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
+SOAK   ?= soak.json
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test lint test-app test-slow bench clean
+.PHONY: demo test lint test-app test-slow soak bench clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
@@ -49,6 +50,11 @@ test-app: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+# Hostile files, kills, faults of the disk and long runs, as often as the bars ask; over an hour.
+# The figures go into $(SOAK); python -m benchmarks.soak_table puts them into RESULTS.md.
+soak: $(VENV)/.dev
+	BRATS_SOAK=full BRATS_SOAK_JSON=$(SOAK) $(BIN)/python -m pytest tests/soak -s -m 'not gpu'
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -227,11 +227,14 @@ def check_writable(directory: Path) -> None:
     Raises:
         OutputError: it cannot be made or written.
     """
-    probe = directory / f".{secrets.token_hex(4)}.tmp"
+    # Of a name that `sweep` knows, should this process be killed in between.
+    probe = _temporary(directory / "probe")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        try:
+            probe.touch(exist_ok=False)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(directory, error) from error
 

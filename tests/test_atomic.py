@@ -16,6 +16,7 @@ from runtime.atomic import (
     check_writable,
     open_atomic,
     replace_directory,
+    sweep,
     write_bytes,
     write_json,
     write_text,
@@ -113,6 +114,29 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     assert names(tmp_path / "a" / "b") == []
+
+
+def test_a_trial_file_that_fails_or_is_killed_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = os.close
+
+    def failing_close(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.close", failing_close)
+        with pytest.raises(OutputError):
+            check_writable(tmp_path)
+    assert names(tmp_path) == []
+    # As after a kill: it is never removed by the one that made it.
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        check_writable(tmp_path)
+    assert len(names(tmp_path)) == 1
+    sweep(tmp_path)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [1.0, float("-inf")]}])

@@ -1,0 +1,264 @@
+"""Lets each operation of the writer of one case go wrong, and looks at what is left.
+
+python -m tests.soak.faults KIND OLD_CASE NEW_CASE MODEL OUT EVERY
+    KIND is "shim", which lets Python's calls fail, or "strace", which lets the system's. Of all
+    pairs of an operation and a fault every EVERY-th is taken. Prints figures as JSON.
+
+Each is tried on a fresh folder, resumed afterwards, and on one with an older result, which the run
+was to replace.
+"""
+
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from tests.soak.faulty_disk import FAULTS, Disk
+from tests.soak.forks import end_of, fork_infer, warm
+from tests.soak.outputs import leftovers, meaning, names_in, torn, untrue
+from tests.test_segmenter import FakeBackend, network
+
+SYSCALLS: Final = (
+    "openat", "write", "pwrite64", "fsync", "fdatasync", "close", "rename", "renameat",
+    "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir", "mkdirat", "ftruncate",
+)  # fmt: skip
+INJECTED: Final = {
+    "ENOSPC": "error=ENOSPC", "EIO": "error=EIO", "kill": "signal=KILL",
+}  # fmt: skip
+READ_TOO: Final = ("openat", "close")
+"""Calls that a reader makes as well: of these only what is done to hidden files and the folder."""
+FLAGS: Final = ("--probabilities", "--quiet")
+
+
+def fake_network() -> None:
+    """A network of a few lines in the place of the exported one."""
+
+    def opened(model: Any, wanted: Any) -> Any:
+        return FakeBackend(network, model.card)
+
+    import runtime.backends
+
+    runtime.backends.open_backend = opened
+
+
+def counted_tokens() -> None:
+    """Names of temporary files that are the same in each run, so that strace can be told them."""
+    numbers = itertools.count()
+    secrets.token_hex = lambda count=4: f"{next(numbers):0{2 * count}x}"  # type: ignore[assignment]
+
+
+@dataclass
+class Found:
+    """Counts over all faults; lists hold what must be empty."""
+
+    faults: int = 0
+    operations: dict[str, int] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    swallowed: int = 0
+    partial: list[str] = field(default_factory=list)
+    untrue: list[str] = field(default_factory=list)
+    wrong_codes: list[str] = field(default_factory=list)
+    left_by_errors: list[str] = field(default_factory=list)
+    not_recovered: list[str] = field(default_factory=list)
+    left_after_recovery: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+
+class Faults:
+    """One case, old and new, in a folder that is fresh or holds the old one's result."""
+
+    def __init__(self, old: Path, new: Path, model: Path, out: Path) -> None:
+        self.case, self.model = new, model
+        self.folder, self.errors, self.old = out / "predictions", out / "errors", out / "old"
+        self.found = Found()
+        self.begin_clean = partial(self.run, before=fake_network)
+        self.must(self.run(old, before=fake_network))
+        self.folder.rename(self.old)
+        self.must(self.run(new, before=fake_network))
+        self.new_meaning, self.new_names = meaning(self.folder), names_in(self.folder)
+        self.old_bytes = {path.name: path.read_bytes() for path in self.old.iterdir()}
+        same = [
+            name for name in self.old_bytes if self.new_meaning.get(name) == self.old_bytes[name]
+        ]
+        assert self.new_names == set(self.old_bytes), (self.new_names, set(self.old_bytes))
+        assert not [name for name in same if not name.startswith(".")], "old and new are alike"
+
+    def run(self, case: Path, *flags: str, before: Any) -> int:
+        return end_of(self.begin(case, *flags, before=before))
+
+    def begin(self, case: Path, *flags: str, before: Any) -> int:
+        arguments = (case, "--model", self.model, "-o", self.folder, *FLAGS, *flags)
+        return fork_infer(arguments, self.errors, before)
+
+    def must(self, code: int) -> None:
+        if code:
+            sys.exit(f"a run without a fault ended with {code}: {self.errors.read_text()}")
+
+    def prepare(self, fresh: bool) -> tuple[str, ...]:
+        """The folder as it is before the run, and the run's flags."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.errors.unlink(missing_ok=True)
+        if fresh:
+            return ()
+        shutil.copytree(self.old, self.folder)
+        return ("--overwrite",)
+
+    def judge(self, what: str, fault: str, code: int, fresh: bool) -> None:
+        """What a fault has left, and whether the next run puts it right."""
+        found = self.found
+        name = f"{what}, {fault}, {'fresh' if fresh else 'over an older one'}"
+        found.faults += 1
+        found.operations[what.split()[0]] = found.operations.get(what.split()[0], 0) + 1
+        found.codes[str(code)] = found.codes.get(str(code), 0) + 1
+        found.partial += [f"{name}: {one}" for one in (*torn(self.folder), *self.neither())]
+        found.untrue += [f"{name}: {one}" for one in untrue(self.folder)]
+        complete = meaning(self.folder) == self.new_meaning
+        if fault == "kill":
+            right = code == -signal.SIGKILL
+        else:
+            right = code == 7 or (code == 0 and complete)
+            found.swallowed += code == 0
+            # Of what cannot be removed something stays.
+            if not what.startswith("unlink"):
+                found.left_by_errors += [f"{name}: {one}" for one in leftovers(self.folder)]
+        if not right:
+            found.wrong_codes.append(f"{name}: {code} {self.errors.read_text()[-500:]}")
+        again = self.begin_clean(self.case, "--resume" if fresh else "--overwrite")
+        if again or meaning(self.folder) != self.new_meaning:
+            found.not_recovered.append(f"{name}: {again} {self.errors.read_text()[-500:]}")
+        found.left_after_recovery += [f"{name}: {one}" for one in leftovers(self.folder)]
+
+    def neither(self) -> list[str]:
+        """Files that are neither the old one nor the new one."""
+        now = meaning(self.folder) if self.folder.is_dir() else {}
+        return [
+            f"{name} is neither old nor new"
+            for name, content in now.items()
+            if content != self.new_meaning.get(name)
+            and (self.folder / name).read_bytes() != self.old_bytes.get(name)
+        ]
+
+    def shim(self, every: int) -> None:
+        for fresh in (True, False):
+            count = self.operations(fresh)
+            for number, fault in [*itertools.product(range(len(count)), FAULTS)][::every]:
+                flags = self.prepare(fresh)
+                before = partial(self.install, number, fault)
+                code = self.run(self.case, *flags, before=before)
+                self.judge(count[number], fault, code, fresh)
+
+    def install(self, number: int, fault: Any) -> None:
+        fake_network()
+        Disk(self.folder, number, fault).install()
+
+    def operations(self, fresh: bool) -> list[str]:
+        """What a run does that meets no fault."""
+        flags = self.prepare(fresh)
+        told = self.folder.with_name("operations")
+
+        def before() -> None:
+            fake_network()
+            disk = Disk(self.folder)
+            disk.install()
+            end = os._exit
+
+            def leave(code: int) -> None:
+                told.write_text(json.dumps(disk.done))
+                end(code)
+
+            os._exit = leave  # type: ignore[assignment]
+
+        self.must(self.run(self.case, *flags, before=before))
+        operations: list[str] = json.loads(told.read_text())
+        return operations
+
+    def strace(self, every: int) -> None:
+        for fresh in (True, False):
+            paths = self.traced_paths(fresh)
+            for call in SYSCALLS:
+                watched = [path for path in paths if call not in READ_TOO or self.hidden(path)]
+                calls = self.traced(fresh, call, watched)
+                for number, fault in [*itertools.product(range(len(calls)), INJECTED)][::every]:
+                    hit, code = self.inject(fresh, call, watched, number, fault)
+                    what = f"{call} {calls[number]}"
+                    if hit:
+                        self.judge(what, fault, code, fresh)
+                    else:
+                        self.found.missed.append(f"{what}, {fault}, {fresh=}")
+
+    def hidden(self, path: str) -> bool:
+        return path == str(self.folder) or Path(path).name.startswith(".")
+
+    def traced_paths(self, fresh: bool) -> list[str]:
+        """Every path in the folder that a run touches."""
+        log, _ = self.straced(fresh, f"trace={','.join(SYSCALLS)}")
+        pattern = rf"{re.escape(str(self.folder))}(?:/[^\"<>]*)?(?=[\"<>])"
+        return sorted(set(re.findall(pattern, log)))
+
+    def traced(self, fresh: bool, call: str, paths: list[str]) -> list[str]:
+        """The calls of one name to these paths, in order: the file that each is about."""
+        log, _ = self.straced(fresh, f"trace={call}", paths)
+        lines = [line for line in log.splitlines() if re.search(rf"\b{call}\(", line)]
+        return [Path(re.findall(r"/[^\"<>]*(?=[\"<>])", line)[-1]).name for line in lines]
+
+    def inject(
+        self, fresh: bool, call: str, paths: list[str], number: int, fault: str
+    ) -> tuple[bool, int]:
+        """Whether the fault took place, and the exit code."""
+        rule = f"inject={call}:{INJECTED[fault]}:when={number + 1}"
+        log, code = self.straced(fresh, f"trace={call}", paths, rule)
+        return "INJECTED" in log or code == -signal.SIGKILL, code
+
+    def straced(
+        self, fresh: bool, trace: str, paths: list[str] | None = None, rule: str = ""
+    ) -> tuple[str, int]:
+        """The log of one run, and its exit code."""
+        flags = self.prepare(fresh)
+        log = self.folder.with_name("log")
+        read, write = os.pipe()
+
+        def before() -> None:
+            os.close(write)
+            os.read(read, 1)
+            fake_network()
+            counted_tokens()
+
+        child = self.begin(self.case, *flags, before=before)
+        os.close(read)
+        command = ["strace", "-f", "-y", "-qq", "-s", "0", "-o", str(log), "-p", str(child)]
+        command += [f"-P{path}" for path in paths or ()]
+        command += ["-e", trace, *(["-e", rule] if rule else [])]
+        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        status = Path(f"/proc/{child}/status")
+        while "TracerPid:\t0\n" in status.read_text():
+            if tracer.poll() is not None:
+                os.close(write)
+                end_of(child)
+                sys.exit(f"strace may not trace here: {tracer.communicate()[1]}")
+            time.sleep(0.002)
+        os.close(write)
+        code = end_of(child)
+        tracer.communicate()
+        return log.read_text(), code
+
+
+def main(arguments: list[str]) -> None:
+    kind, *paths, every = arguments
+    warm()
+    faults = Faults(*map(Path, paths))
+    (faults.shim if kind == "shim" else faults.strace)(int(every))
+    print(json.dumps(vars(faults.found)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,67 @@
+"""The table of the soak shows what was measured in full, and a bar that was not met as such."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.soak_table import ROWS, soak
+
+
+def bar(**figures: Any) -> dict[str, Any]:
+    where = {"processor": "P", "cores": 2, "python": "3.11", "date": "2026-01-02"}
+    return {
+        "met": True,
+        "full": True,
+        "seconds": 61.4,
+        "commit": "0123456789abc",
+        **where,
+        **figures,
+    }
+
+
+LEAKS = {"cases": 2000, "growth_mib": 3.25, "descriptors": 0, "threads": 0, "temporary_files": 0}
+
+
+def test_a_row_holds_the_figures_and_the_place() -> None:
+    lines = soak({"leaks": bar(**LEAKS)}).splitlines()
+    assert lines[2] == (
+        "| a cohort | 2000 cases in one process | at most 20 MB more, nothing else | +3.2 MiB, "
+        "descriptors +0, threads +0, temporary files +0 | yes | 61 |"
+    )
+    assert lines[-1] == "P, 2 cores, Python 3.11; 2026-01-02, commit 0123456789."
+
+
+def test_readers_stand_side_by_side() -> None:
+    readers = {
+        "ours": {"flips refused": 1999, "flips harmless": 1, "cuts refused": 500},
+        "nibabel": {
+            "flips silent": 1700,
+            "flips refused": 300,
+            "cuts refused": 490,
+            "cuts silent": 10,
+        },
+    }
+    text = soak(
+        {"bit_flips": bar(file="real", flips=2000, cuts=500, absent=["SimpleITK"], readers=readers)}
+    )
+    assert "ours: 0 silent (flips 1 harmless, 1999 refused; cuts 500 refused)" in text
+    assert (
+        "nibabel: 1710 silent (flips 300 refused, 1700 silent; cuts 490 refused, 10 silent)" in text
+    )
+    assert "SimpleITK: not installed" in text
+
+
+def test_a_bar_that_was_not_met_is_shown() -> None:
+    missed = bar(runs=30, missed=["nan"], masks=1, met=False)
+    row = "| 30 runs | all detected, 0 masks | 1 missed, 1 masks | **no** | 61 |"
+    assert row in soak({"non_finite_weights_openvino": missed})
+
+
+def test_a_short_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="not run in full: leaks"):
+        soak({"leaks": bar(**LEAKS) | {"full": False}})
+
+
+def test_what_is_measured_elsewhere_is_left_out() -> None:
+    assert soak({"other": bar(), "leaks": bar(**LEAKS)}) == soak({"leaks": bar(**LEAKS)})
+    assert len(ROWS) == 17
