@@ -125,7 +125,7 @@ def look_at(modality: str, source: Source) -> Look | Finding:
     step = 2 if voxels.size > _SAMPLED_ABOVE else 1
     thin = (slice(None, None, step),) * 3
     sampled, inside = voxels[thin], brain[thin]
-    centre, spread = _moments(sampled[inside])
+    centre, spread = (mean, std) if background == 0 else _moments(voxels[brain])
     findings = [warning("corrected", f"{modality}: {text}", modality) for text in image.warnings]
     findings += _intensities(modality, facts, sampled[inside], centre, spread)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -160,7 +160,7 @@ def _intensities(
         modality: of the image.
         facts: of the image.
         values: those of the brain, or a sample of them.
-        centre, spread: their mean and standard deviation.
+        centre, spread: mean and standard deviation of the brain.
     """
     if facts.minimum == facts.maximum == 0:
         return [error("all-zero", f"{modality} is all zeros; export it again", modality)]
@@ -198,7 +198,7 @@ def _is_standard(mean: float, std: float) -> bool:
 
 def _narrow(modality: str, facts: Facts, values: npt.NDArray[Any]) -> list[Finding]:
     """Grey values that were squeezed into a byte, as for a screen."""
-    if facts.maximum - facts.minimum > 1 << 15 or np.any(values != np.rint(values)):
+    if values.size < 10 * _FEW_VALUES or np.any(values != np.rint(values)):
         return []
     count = len(np.unique(values))
     byte = facts.dtype in ("uint8", "int8") or (facts.minimum >= 0 and facts.maximum == _BYTE)

@@ -56,6 +56,27 @@ FAULTS = (
         "tests/test_manifest.py::test_a_link_may_stay_inside_but_not_leave",
     ),
     Fault(
+        "exchanged-images-go-unnoticed",
+        "runtime/doctor/swaps.py",
+        "return tails < _TAILS and _skewness(values) < _SKEWNESS",
+        "return False",
+        "tests/test_check.py::test_exchanged_images_are_noticed[t1-t1ce-False]",
+    ),
+    Fault(
+        "strangers-become-one-case",
+        "runtime/strangers.py",
+        "return [case for case in cases if id(case) not in taken], found",
+        "return [strangers.as_one() for strangers in found] or list(cases), []",
+        "tests/test_strangers.py::test_one_error_for_the_folder[False]",
+    ),
+    Fault(
+        "a-mask-taken-for-a-modality",
+        "runtime/naming.py",
+        "alike = len({(file.separator, file.prefix) for file in found}) == 1",
+        "alike = bool(found)",
+        "tests/test_case.py::test_other_names_that_begin_so_are_not[names0]",
+    ),
+    Fault(
         "another-patients-result-stays",
         "runtime/app/results.py",
         'st.session_state["newest"] = st.session_state["result"] = newest',
