@@ -112,6 +112,7 @@ class OrtCudaBackend:
             and batch in (len(self._inputs), self._asked)
         ):
             return
+        check_graph(self._session, self._card, self._info.artefact, window)
         self._fit(window, batch)
         self._asked = batch
 
