@@ -102,6 +102,28 @@ def names(bar: Bar) -> Row:
     return done, "nothing written outside of the output folder", found
 
 
+def models(bar: Bar) -> Row:
+    parts = ", ".join(f"{file} {count}" for file, count in bar["files"].items())
+    done = f"{bar['mutations']} mutations of each of {len(bar['files'])} model files"
+    return done, "all refused before a parser runs", f"refused: {parts}"
+
+
+def _together(bars: dict[str, Bar]) -> dict[str, Bar]:
+    """The bars of the model's files as one."""
+    parts = [bars[name] for name in sorted(bars) if name.startswith("models_")]
+    if not parts:
+        return bars
+    whole = parts[0] | {
+        "met": all(part["met"] for part in parts),
+        "full": all(part["full"] for part in parts),
+        "seconds": sum(part["seconds"] for part in parts),
+        "files": {part["file"]: part["refused"] for part in parts},
+    }
+    return {name: bar for name, bar in bars.items() if not name.startswith("models_")} | {
+        "models": whole
+    }
+
+
 ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "bit_flips": ("damaged images", bit_flips),
     "headers": ("hostile headers", headers),
@@ -119,6 +141,7 @@ ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "leak_control_descriptor": ("control: a descriptor kept", control),
     "leak_control_thread": ("control: a thread kept", control),
     "leak_control_file": ("control: a file kept", control),
+    "models": ("models", models),
     "names": ("hostile names", names),
 }
 
@@ -129,6 +152,7 @@ def soak(bars: dict[str, Bar]) -> str:
     Raises:
         ValueError: a bar was run in its short form.
     """
+    bars = _together(bars)
     short = [name for name, bar in bars.items() if not bar["full"]]
     if short:
         raise ValueError(f"not run in full: {', '.join(short)}")
@@ -153,7 +177,7 @@ def main(args: Sequence[str]) -> None:
     """Fill the block from the file that BRATS_SOAK_JSON named."""
     bars = json.loads(Path(args[0]).read_text())
     RESULTS.write_text(replace_block(RESULTS.read_text(), "soak", soak(bars)))
-    for name in bars.keys() - ROWS.keys():
+    for name in _together(bars).keys() - ROWS.keys():
         print(f"no row for {name}", file=sys.stderr)
 
 

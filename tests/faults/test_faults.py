@@ -38,7 +38,7 @@ FAULTS = (
         "runtime/manifest.py",
         "if seal is None or hashlib.sha256(body).hexdigest().encode() != seal[1]:",
         "if seal is None:",
-        "tests/test_mutated_models.py::test_no_changed_byte_reaches_a_parser[3]",
+        "tests/soak/test_models.py::test_no_changed_byte_reaches_a_parser[3]",
     ),
     Fault(
         "weights-in-another-file",

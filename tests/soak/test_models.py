@@ -15,10 +15,10 @@ from runtime.manifest import MANIFEST
 from runtime.model_card import ModelCard
 from runtime.model_dir import CARD, ONNX_FP16, ONNX_FP32, PARITY, ModelDir
 from tests.fake_gpu import EngineSpec, Runtime, add_engine, fake_gpu
+from tests.soak.bar import bar, times
 from tests.soak.mutations import mutations
 
-# Of each file; `make soak` takes 1,000.
-MUTATIONS = 60
+MUTATIONS = times(40, 1000)  # of each file
 
 ON_CPU: Final = ("ort", "openvino")
 
@@ -104,19 +104,21 @@ def test_no_changed_byte_reaches_a_parser(
     elif name == PARITY:
         monkeypatch.setattr("runtime.model_dir.parse_json", lambda *_: parsers.append("parity"))
     refused = 0
-    try:
-        with fake_gpu():
-            for what, changed in mutations(whole, MUTATIONS, seed=index):
-                path.write_bytes(changed)
-                with pytest.raises(InputError) as caught:
-                    use(model, name)
-                assert name in caught.value.where, what
-                assert caught.value.exit_code == 3
-                assert parsers == [], what
-                refused += 1
-    finally:
-        path.write_bytes(whole)
-    assert refused == MUTATIONS
+    with bar(f"models_{index}") as figures:
+        try:
+            with fake_gpu():
+                for what, changed in mutations(whole, MUTATIONS, seed=index):
+                    path.write_bytes(changed)
+                    with pytest.raises(InputError) as caught:
+                        use(model, name)
+                    assert name in caught.value.where, what
+                    assert caught.value.exit_code == 3
+                    assert parsers == [], what
+                    refused += 1
+        finally:
+            path.write_bytes(whole)
+            figures |= {"file": name, "mutations": MUTATIONS, "refused": refused}
+        assert refused == MUTATIONS
 
 
 def test_no_two_files_can_change_places(model: Path, parsers: list[str]) -> None:
