@@ -64,4 +64,18 @@ def test_a_short_form_is_refused() -> None:
 
 def test_what_is_measured_elsewhere_is_left_out() -> None:
     assert soak({"other": bar(), "leaks": bar(**LEAKS)}) == soak({"leaks": bar(**LEAKS)})
-    assert len(ROWS) == 17
+    assert len(ROWS) == 18
+
+
+def test_the_models_files_are_one_row() -> None:
+    one = bar(file="card.json", mutations=1000, refused=1000)
+    other = bar(file="model.onnx", mutations=1000, refused=999, met=False)
+    (row,) = [
+        line for line in soak({"models_1": other, "models_0": one}).splitlines() if "of 2" in line
+    ]
+    assert row == (
+        "| models | 1000 mutations of each of 2 model files | all refused before a parser runs | "
+        "refused: card.json 1000, model.onnx 999 | **no** | 123 |"
+    )
+    with pytest.raises(ValueError, match="not run in full: models"):
+        soak({"models_0": one | {"full": False}})
