@@ -67,13 +67,22 @@ def test_two_modalities_lack_the_other_two(
     assert "no t1 and no t2 image" in err
 
 
-def test_float64_is_fine(awkward: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float64_is_fine(
+    awkward: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = awkward / "float64_case"
     assert Case.from_dir(folder).labels is None
     code, err = told(folder, "--check", capsys=capsys)
     assert code == 0
     assert "float64" in err
     assert "1 case: 1 usable, 0 with errors, 0 with warnings" in err
+    out = tmp_path / "out"
+    flags = ("--model", tiny_model, "-o", out, "--patch", "128,128,64", "--overlap", 0)
+    code, err = told(folder, *flags, "--backend", "ort", "--threads", 1, capsys=capsys)
+    assert code == 0, err
+    assert sorted(path.name for path in out.iterdir()) == [
+        "float64_case.json", "float64_case_seg.nii.gz",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

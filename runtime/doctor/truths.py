@@ -95,7 +95,8 @@ def look_at_labels(
         else:
             outside = _outside(stored, looks)
     if outside:
-        text = f"{outside} labelled voxels lie outside the brain"
+        count = "1 labelled voxel lies" if outside == 1 else f"{outside} labelled voxels lie"
+        text = f"{count} outside the brain"
         seen.findings.append(warning("labels-outside", text))
     seen.truth = truth
     seen.facts = LabelFacts(case.labels.name, str(stored.dtype), shown, outside)
