@@ -398,7 +398,9 @@ def test_a_record_under_another_name_is_refused(write_engines: WritePlans) -> No
 
 
 @given(st.data())
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_no_changed_plan_is_ever_handed_out(write_engines: WritePlans, data: Any) -> None:
     plan = bytes(range(256))
     model = write_engines({KEY: plan}, {KEY: "pass"})

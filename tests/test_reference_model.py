@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.reference_model import licence, make, mean_dice, table
 from export.half_weights import halve_weights, is_halved
+from export.trace import set_card
 from runtime.errors import InputError
 from runtime.manifest import manifest_of
+from runtime.model_card import ModelCard
 from runtime.model_dir import ModelDir, find_model, sha256_of
 
 
@@ -146,17 +148,20 @@ def test_weights_in_fp32_are_refused(
 
 def passing(model: Path, half: bool = True) -> None:
     """Halve the weights, let the certificate pass, and the card say how they were trained."""
-    graph = model / "model.onnx"
+    path = model / "model.onnx"
+    card = json.loads((model / "card.json").read_text())
+    card["training"] = {"cases": 2, "epochs": 3, "patches": 4000, "precision": "bf16"}
+    (model / "card.json").write_text(json.dumps(card))
+    graph = onnx.load(path)
     if half:
-        graph.write_bytes(halve_weights(onnx.load(graph)).SerializeToString())
+        graph = halve_weights(graph)
+    set_card(graph, ModelCard.from_json(json.dumps(card), "card.json"))
+    path.write_bytes(graph.SerializeToString())
     certificate = json.loads((model / "parity.json").read_text())
     for entry in certificate["artefacts"]:
         entry["verdict"] = "pass"
         entry["sha256"] = sha256_of((model / entry["file"]).read_bytes())
     (model / "parity.json").write_text(json.dumps(certificate))
-    card = json.loads((model / "card.json").read_text())
-    card["training"] = {"cases": 2, "epochs": 3, "patches": 4000, "precision": "bf16"}
-    (model / "card.json").write_text(json.dumps(card))
     (model / "manifest.json").write_bytes(manifest_of(model))
 
 
