@@ -7,7 +7,7 @@ DEMO   ?= demo
 SOAK   ?= soak.json
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: demo test lint test-app test-slow soak bench clean
+.PHONY: demo test test-faults lint test-app test-slow soak bench clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else "Python 3.11 to 3.13 is needed, this is %d.%d: make PYTHON=python3.12" % v)'
@@ -42,7 +42,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser'
+	$(BIN)/python -m pytest -m 'not slow and not gpu and not browser' --ignore=tests/faults
+
+# Whether the tests notice what they are for: one wrong line at a time, in a copy.
+test-faults: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/faults
 
 # The page in a real Chromium, which is the machine's own.
 test-app: $(VENV)/.dev
