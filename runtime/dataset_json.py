@@ -1,11 +1,11 @@
 """Names of modalities, and what a dataset.json of MSD or nnU-Net says of channels and labels."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from runtime.bounded import MIB, read_json, words
 from runtime.errors import InputError, UsageError
 from runtime.labels import MODALITIES, Convention
 
@@ -24,11 +24,11 @@ def read_dataset_json(folder: Path) -> Mapping[str, Any]:
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
         if path.is_file():
             try:
-                value = json.loads(path.read_text())
-            except ValueError as error:
+                value = read_json(path, MIB)
+            except (OSError, ValueError) as error:
                 raise InputError(
                     path,
-                    found=f"invalid JSON ({error})",
+                    found=f"no readable JSON ({words(error)})",
                     expected="a dataset.json",
                     remedy="mend it",
                 ) from error
@@ -39,7 +39,7 @@ def read_dataset_json(folder: Path) -> Mapping[str, Any]:
 
 def channel_names(description: Mapping[str, Any], where: Path, case_id: str) -> list[str]:
     table = description.get("channel_names") or description.get("modality")
-    if not isinstance(table, dict) or not all(str(key).isdigit() for key in table):
+    if not isinstance(table, dict) or not all(_is_number(key) for key in table):
         raise UsageError(
             where,
             found=f"numbered channels ({case_id}) and no dataset.json that names them",
@@ -73,8 +73,8 @@ def convention_of(description: Mapping[str, Any]) -> Convention | None:
         return _of_regions(table)
     names: dict[int, str] = {}
     for key, value in table.items():
-        number, name = (key, value) if str(key).isdigit() else (value, key)
-        if isinstance(number, int) or str(number).isdigit():
+        number, name = (key, value) if _is_number(key) else (value, key)
+        if _is_number(number):
             names[int(number)] = str(name).lower()
     if not names:
         return None
@@ -88,6 +88,11 @@ def convention_of(description: Mapping[str, Any]) -> Convention | None:
     if edema == [2]:
         return Convention.BRATS2023
     return None
+
+
+def _is_number(value: object) -> bool:
+    """A number of a channel or a label; there are no thousands of either."""
+    return re.fullmatch(r"[0-9]{1,3}", str(value)) is not None
 
 
 def _of_regions(table: Mapping[str, Any]) -> Convention | None:

@@ -325,12 +325,34 @@ def test_channels_must_be_different_modalities(tmp_path: Path, channels: list[st
     assert caught.value.where == "--channels"
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '"text"', "{}", '{"modality": ["a"]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[1]", '"text"', "{}", '{"modality": ["a"]}', "[" * 99_999, '{"a": ' * 99_999]
+    + [json.dumps({"modality": {key: "t1"}}) for key in ("\u00b2", "9" * 5000, "-1", "1.0")],
+    ids=lambda content: content[:24],
+)
 def test_a_dataset_json_of_no_use(tmp_path: Path, content: str) -> None:
     touch(tmp_path, "X_0000.nii.gz")
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises((InputError, UsageError)):
         Case.from_dir(tmp_path)
+
+
+def test_a_dataset_json_is_not_read_beyond_a_mebibyte(tmp_path: Path) -> None:
+    touch(tmp_path, "X_0000.nii.gz")
+    with (tmp_path / "dataset.json").open("wb") as file:
+        file.truncate(40 << 30)  # sparse
+    with pytest.raises(InputError, match="42949672960 bytes, 1048576 at most"):
+        Case.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["\u00b2", "9" * 5000, "", " 1"])
+def test_label_numbers_of_no_use(tmp_path: Path, number: str) -> None:
+    labels = {number: "edema", "2": "necrosis"}
+    channels = {"0": "t1", "1": "t2"}
+    touch(described(tmp_path, {"labels": labels, "channel_names": channels}), "X_0000.nii.gz")
+    case = Case.from_dir(tmp_path)
+    assert case.convention is None
 
 
 @pytest.mark.parametrize(
