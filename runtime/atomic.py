@@ -54,10 +54,17 @@ def sweep(directory: Path) -> None:
 
     Args:
         directory: its own files only, not those of folders in it.
+
+    Raises:
+        OutputError: it cannot be listed.
     """
     if os.name != "posix":
         return
-    for entry in list(os.scandir(directory)):
+    try:
+        entries = list(os.scandir(directory))
+    except OSError as error:
+        raise unwritable(directory, error) from error
+    for entry in entries:
         if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
             # Gone, not ours to open, or on a file system without locks: left as it is.
             with suppress(OSError):

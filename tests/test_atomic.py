@@ -116,6 +116,14 @@ def test_check_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path
     assert names(tmp_path / "a" / "b") == []
 
 
+def test_a_folder_that_cannot_be_listed_is_an_output_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.atomic.os.scandir", failing(errno.EIO))
+    with pytest.raises(OutputError, match=os.strerror(errno.EIO)):
+        sweep(tmp_path)
+
+
 def test_a_trial_file_that_fails_or_is_killed_is_not_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

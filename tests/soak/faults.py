@@ -64,7 +64,7 @@ class Found:
     faults: int = 0
     operations: dict[str, int] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
-    swallowed: int = 0
+    swallowed: list[str] = field(default_factory=list)
     partial: list[str] = field(default_factory=list)
     untrue: list[str] = field(default_factory=list)
     wrong_codes: list[str] = field(default_factory=list)
@@ -127,7 +127,7 @@ class Faults:
             right = code == -signal.SIGKILL
         else:
             right = code == 7 or (code == 0 and complete)
-            found.swallowed += code == 0
+            found.swallowed += [what] * (code == 0)
             # Of what cannot be removed something stays.
             if not what.startswith("unlink"):
                 found.left_by_errors += [f"{name}: {one}" for one in leftovers(self.folder)]
