@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.errors import OutputError
@@ -64,7 +64,9 @@ def only_writer(directory: Path) -> Iterator[None]:
             )
         yield
     finally:
-        os.close(descriptor)
+        # Nothing was written through it that a failure to close could lose.
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _held(descriptor: int) -> bool:

@@ -121,7 +121,9 @@ def parse_header(path: Path, raw: Data) -> Header:
         raise _too_large(path, shape, dtype)
     offset = _offset(path, fields, size + 4, warnings)
     slope, intercept = _scale(path, fields)
-    grid = read_grid(path, fields, (shape[0], shape[1], shape[2]), warnings)
+    # A signalling NaN makes NumPy speak where it is converted; what is not finite is told below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        grid = read_grid(path, fields, (shape[0], shape[1], shape[2]), warnings)
     return Header(shape, dtype, offset, slope, intercept, grid, size, order, tuple(warnings))
 
 

@@ -73,6 +73,7 @@ class OpenVinoBackend:
         )
         check_card(card, stored, info.artefact)
         _check_graph(self._model, card, info.artefact)
+        _check_finite(self._model, info.artefact)
         self._request: openvino.InferRequest | None = None
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._window: Shape3 | None = None
@@ -155,3 +156,22 @@ def _failed(error: RuntimeError) -> ComputeError:
         expected="a result",
         remedy="choose a smaller --patch or --backend ort",
     )
+
+
+def _check_finite(model: openvino.Model, artefact: str) -> None:
+    """OpenVINO's rectifier makes 0 of NaN, so that weights that are none would give a label map.
+
+    Raises:
+        InputError: a constant of the graph is NaN or infinite.
+    """
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant" or not node.get_element_type().is_real():
+            continue
+        values = np.asarray(node.data)
+        if not np.isfinite(values).all():
+            raise InputError(
+                artefact,
+                found=f"weights that are NaN or infinite ({node.get_friendly_name()})",
+                expected="finite ones",
+                remedy="export the model again, from a checkpoint of before the loss was lost",
+            )
