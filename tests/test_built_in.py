@@ -130,11 +130,11 @@ def test_a_newcomer_segments_a_case_with_one_command(
     assert main([str(case_dir)]) == 0
     said = capsys.readouterr().err
     assert "no model/ here: the built-in reference model, trained on 16 cases" in said
-    sidecar = json.loads((place / "predictions" / "case.json").read_text())
+    sidecar = json.loads((place / "predictions" / "X.json").read_text())
     built_in = ModelDir.open(BUILT_IN)
     assert sidecar["model"] == {
         "name": built_in.card.name,
         "sha256": built_in.hashes["model.onnx"],
         "certificate": "pass",
     }
-    assert nib.load(place / "predictions" / "case_seg.nii.gz").shape == (40, 36, 30)
+    assert nib.load(place / "predictions" / "X_seg.nii.gz").shape == (40, 36, 30)

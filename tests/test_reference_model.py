@@ -188,7 +188,26 @@ def test_what_deserves_it_is_built_in_with_terms_figures_and_card(
     assert terms == licence(found["split"], ["D"])
     assert [line.strip() for line in terms.splitlines() if len(line.strip()) == 1] == [*"ABCD"]
     assert "  BraTS-GLI-00008-000" in terms
-    assert "2 cases trained it for 3 epochs (4,000 patches" in (out / "README.md").read_text()
+    said = (out / "README.md").read_text()
+    assert "2 cases trained it for 3 epochs (4,000 patches" in said
+    assert "scored once" in said
+
+
+def test_the_page_says_how_often_the_scored_cases_were_looked_at(
+    parts: dict[str, Path], tmp_path: Path
+) -> None:
+    passing(parts["model"])
+    before = [scores(tmp_path / f"{dice}.json", dice)[0] for dice in (0.5, 0.7)]
+    files = scores(tmp_path / "scores.json", 0.8)
+    make(parts["model"], parts["run"], *files, parts["out"], before)
+    said = (parts["out"] / "README.md").read_text()
+    assert "earlier states of the run were scored on them (mean 0.500, 0.700)" in said
+    assert "once" not in said
+    found = json.loads((parts["out"] / "figures.json").read_text())
+    assert found["earlier_mean_dice"] == pytest.approx([0.5, 0.7])
+    other = scores(tmp_path / "other.json", 0.5, case="E")[0]
+    with pytest.raises(SystemExit, match="different cases"):
+        make(parts["model"], parts["run"], *files, tmp_path / "new", [other])
 
 
 @pytest.mark.parametrize("dice", [0.8, 0.79])
