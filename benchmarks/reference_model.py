@@ -1,16 +1,19 @@
 """Make the built-in reference model from an export, its scores and the run that trained it.
 
-    python -m benchmarks.reference_model MODEL RUN SCORES_2020 SCORES_2023 [EARLIER ...]
+    python -m benchmarks.reference_model MODEL RUN SCORES_2020 SCORES_2023 WITHOUT_RULE EARLIER...
 
 MODEL is written by `brats-export --half-weights --engines no`, the scores by `brats-eval --json`. A
-model that does not reach the bar, or is no better than the one that is there, is refused. EARLIER
-are scores of 2020 that earlier states of the run got on the same cases, the first one first: the
-model's page says that it was trained on until they were good enough.
+model that does not reach the bar, or is no better than the one that is there, is refused.
+WITHOUT_RULE are scores of 2020 after `brats-infer --no-postprocess`. EARLIER are those that other
+states of the run got on the same cases before: the model's page says that it was trained on until
+they were good enough.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +28,7 @@ BAR: Final = 0.72
 REGIONS: Final = ("WT", "TC", "ET")
 FIGURES: Final = "figures.json"
 
+_WIDTH: Final = 120
 TEXTS: Final = Path(__file__).parent / "reference"
 
 
@@ -60,21 +64,76 @@ def _shown(value: float, name: str) -> str:
     return f"{value:.3f}" if name == "dice" else f"{value:.1f}"
 
 
-def licence(split: Mapping[str, Sequence[str]], scored: Sequence[str]) -> str:
-    """The terms, with the cases named."""
+def licence(figures: Mapping[str, Any], certified: Collection[str]) -> str:
+    """The terms, with the cases named.
+
+    Args:
+        figures: as `make` keeps them.
+        certified: cases on which the certificate was made.
+    """
+    split, earlier = figures["split"], figures["earlier_mean_dice"]
+    chosen = sorted(split["validation"], key=lambda case: (case not in certified, case))
     return (
         (TEXTS / "LICENSE-WEIGHTS.in")
         .read_text()
         .format(
-            trained=_listed(split["train"]),
-            chosen=_listed(split["validation"]),
-            scored=_listed(scored),
+            trained=_listed(sorted(split["train"])),
+            chosen=_listed(chosen),
+            certified=len(certified),
+            scored=_listed(sorted(figures["scores"]["brats2020"]["cases"])),
+            looks=", and training went on until they sufficed" if earlier else "",
         )
     )
 
 
+def certified_cases(model: ModelDir) -> set[str]:
+    """Cases on which a model's certificate was made."""
+    return {str(case["case_id"]) for case in model.certificate.get("cases", ())}
+
+
+def page(figures: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """The model's page, every number of it from the figures and the card."""
+    training = figures["training"]
+    lesions = figures["scores"]["brats2023"]["summary"]
+    said = (
+        (TEXTS / "README.md.in")
+        .read_text()
+        .format(
+            disclaimer=DISCLAIMER,
+            table=table(figures["scores"]["brats2020"]),
+            lesions=", ".join(
+                f"{name} {lesions[name]['lesion_dice']['mean']:.3f}" for name in REGIONS
+            ),
+            rule=rule(card),
+            without=table_of_means(figures["without_rule"]),
+            looked=looked(figures["earlier_mean_dice"]),
+            patch="x".join(map(str, card["patch"])),
+            **{name: training[name] for name in ("cases", "epochs", "patches", "precision")},
+        )
+    )
+    return "\n".join(_wrapped(line) for line in said.split("\n"))
+
+
+def table_of_means(scores: Mapping[str, Any]) -> str:
+    """WT 0.751, TC 0.713, ET 0.680."""
+    return ", ".join(f"{name} {scores[name]:.3f}" for name in REGIONS)
+
+
+def _wrapped(line: str) -> str:
+    """A paragraph that stands on one line in the template."""
+    if len(line) <= _WIDTH or line.startswith("|"):
+        return line
+    return textwrap.fill(
+        line,
+        _WIDTH,
+        break_long_words=False,
+        break_on_hyphens=False,
+        subsequent_indent="  " if line.startswith("- ") else "",
+    )
+
+
 def _listed(cases: Sequence[str]) -> str:
-    return "\n".join(f"  {case}" for case in sorted(cases))
+    return "\n".join(f"  {case}" for case in cases)
 
 
 def rule(card: Mapping[str, Any]) -> str:
@@ -90,14 +149,23 @@ def rule(card: Mapping[str, Any]) -> str:
     return " and ".join(parts) or "nothing more is done"
 
 
-def make(
-    model_dir: Path,
-    run: Path,
-    scores_2020: Path,
-    scores_2023: Path,
-    out: Path,
-    earlier: Sequence[Path] = (),
-) -> float:
+@dataclass(frozen=True)
+class ScoreFiles:
+    """What `brats-eval --json` wrote of the five cases.
+
+    Attributes:
+        whole, lesions: by the profiles of 2020 and of 2023.
+        without_rule: by that of 2020, of label maps as after argmax.
+        earlier: by that of 2020, of other states of the run, the first one first.
+    """
+
+    whole: Path
+    lesions: Path
+    without_rule: Path
+    earlier: tuple[Path, ...] = ()
+
+
+def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
     """Write the built-in model to ``out``; returns its mean Dice.
 
     Raises:
@@ -106,15 +174,17 @@ def make(
             the scores are not of the profiles and of the same cases.
     """
     model = ModelDir.open(model_dir)
-    whole, lesions = (json.loads(path.read_text()) for path in (scores_2020, scores_2023))
-    before_it = [json.loads(path.read_text()) for path in earlier]
+    whole, lesions = (json.loads(path.read_text()) for path in (files.whole, files.lesions))
+    raw, *before_it = (
+        json.loads(path.read_text()) for path in (files.without_rule, *files.earlier)
+    )
     split = json.loads((run / "split.json").read_text())
     environment = json.loads((run / "environment.json").read_text())
     for scores, profile in ((whole, "brats2020"), (lesions, "brats2023")):
         if scores["profile"] != profile:
             raise SystemExit(f"scores by {scores['profile']}, expected {profile} in that place")
-    if any(set(one["cases"]) != set(whole["cases"]) for one in before_it):
-        raise SystemExit("an earlier state was scored on different cases, expected the same")
+    if any(set(one["cases"]) != set(whole["cases"]) for one in (raw, *before_it)):
+        raise SystemExit("other scores are of different cases, expected the same")
     if set(whole["cases"]) != set(lesions["cases"]):
         raise SystemExit("the two profiles have scored different cases, expected the same")
     mean = mean_dice(whole)
@@ -145,29 +215,17 @@ def make(
             **{name: environment[name] for name in ("packages", "revision", "cores", "device")},
         },
         "split": split,
+        "without_rule": {name: raw["summary"][name]["dice"]["mean"] for name in REGIONS},
         "earlier_mean_dice": [mean_dice(scores) for scores in before_it],
+        "model_sha256": model.hashes[ONNX_FP32],
     }
-    said = (
-        (TEXTS / "README.md.in")
-        .read_text()
-        .format(
-            disclaimer=DISCLAIMER,
-            table=table(whole),
-            rule=rule(card),
-            looked=looked([mean_dice(scores) for scores in before_it]),
-            patch="x".join(map(str, card["patch"])),
-            **{
-                name: card["training"][name] for name in ("cases", "epochs", "patches", "precision")
-            },
-        )
-    )
 
     def fill(directory: Path) -> None:
         for name in (ONNX_FP32, CARD, PARITY):
             write_bytes(directory / name, model.read(name))
         write_json(directory / FIGURES, figures)
-        write_text(directory / "README.md", said)
-        write_text(directory / "LICENSE-WEIGHTS", licence(split, sorted(whole["cases"])))
+        write_text(directory / "README.md", page(figures, card))
+        write_text(directory / "LICENSE-WEIGHTS", licence(figures, certified_cases(model)))
         write_bytes(directory / MANIFEST, manifest_of(directory))
 
     replace_directory(out, fill, owned_by=MANIFEST)
@@ -175,15 +233,14 @@ def make(
 
 
 def looked(earlier: Sequence[float]) -> str:
-    """How often the scored cases were looked at, of which their figures are only as good."""
+    """How often the scored cases were looked at: their figures are only as good as that."""
     if not earlier:
-        return "took no part in training, nor in any choice, and were scored once"
+        return "They were scored once."
     means = ", ".join(f"{mean:.3f}" for mean in earlier)
     return (
-        "changed no weight and chose no epoch and no threshold. They did choose when to stop: "
-        f"earlier states of the run were scored on them (mean {means}), and it was gone on with "
-        f"until the mean was {BAR}, so that the figures are a little better than they would be on "
-        "others"
+        f"They are not untouched, though: other states of the run had been scored on them before "
+        f"(mean Dice {means}), and training went on until it was {BAR}. How much better that makes "
+        "these figures than those of other cases would be is not known."
     )
 
 
@@ -194,10 +251,11 @@ def _without_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def main(args: Sequence[str]) -> None:
-    if len(args) < 4:
+    if len(args) < 5:
         raise SystemExit(__doc__)
-    model, run, scores_2020, scores_2023, *earlier = map(Path, args)
-    mean = make(model, run, scores_2020, scores_2023, BUILT_IN, earlier)
+    model, run, whole, lesions, without_rule, *earlier = map(Path, args)
+    files = ScoreFiles(whole, lesions, without_rule, tuple(earlier))
+    mean = make(model, run, files, BUILT_IN)
     print(f"{BUILT_IN}: mean Dice {mean:.4f}")
 
 

@@ -66,6 +66,9 @@ def test_checkpoints_that_no_model_is_named_after_are_offered_newest_first(root:
     target = root / "models" / "new"
     assert found[0].command == f"brats-export {found[0].path} --fp16 -o {target}"
     shutil.rmtree(root / "model")
+    # Only the built-in model is left, and a run of its name is another network.
+    found = find_checkpoints(root, find_models(root)[0])
+    assert [one.run for one in found] == ["new", "tiny", "old"]
     (first, *_) = find_checkpoints(root, ())
     assert first.target == root / "model"
 

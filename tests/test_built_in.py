@@ -11,17 +11,29 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.reference_model import BAR, FIGURES, licence, mean_dice, table
+from benchmarks.reference_model import (
+    BAR,
+    FIGURES,
+    certified_cases,
+    licence,
+    mean_dice,
+    page,
+    table,
+)
 from export.half_weights import is_halved
+from runtime.case import Case
 from runtime.cli.infer import main
-from runtime.labels import MODALITIES
+from runtime.labels import MODALITIES, Convention
+from runtime.metrics import PROFILES, score_case
 from runtime.model_dir import BUILT_IN, ModelDir, foreign_files
+from runtime.truth import load_truth, read_labels
 
 pytestmark = pytest.mark.skipif(
     not BUILT_IN.exists(),
     reason=f"no model is built in: none has reached a mean Dice of {BAR} on the held cases yet",
 )
 WriteCase = Callable[..., Path]
+REAL = Path(__file__).parents[2] / "shared" / "data" / "brats18"
 HELD = ("2013_3_1", "CBICA_AOZ_1", "CBICA_ATB_1", "TCIA01_378_1", "TCIA10_628_1")
 
 
@@ -81,15 +93,42 @@ def test_it_was_scored_on_cases_that_took_no_part(figures: Any) -> None:
 
 def test_its_card_for_people_shows_the_figures_that_were_measured(figures: Any) -> None:
     said = (BUILT_IN / "README.md").read_text()
+    model = ModelDir.open(BUILT_IN)
+    card = json.loads(model.read("card.json"))
+    assert said == page(figures, card)
     assert table(figures["scores"]["brats2020"]) in said
-    for limit in ("mostly of one site", "not for diagnosis or treatment", "LICENSE-WEIGHTS"):
+    for limit in ("nineteen of one site", "not for diagnosis or treatment", "LICENSE-WEIGHTS"):
         assert limit in said
+    assert max(map(len, said.splitlines())) <= 120
+    assert figures["training"].items() >= card["training"].items()
+    assert figures["model_sha256"] == model.hashes["model.onnx"]
+    assert figures["training"]["commands"][0][:2] != []
+    scores = figures["scores"]
+    assert scores["brats2023"]["cases"].keys() == scores["brats2020"]["cases"].keys()
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real cases beside the checkout")
+@pytest.mark.parametrize("name", HELD)
+def test_the_scores_are_those_of_these_weights(figures: Any, tmp_path: Path, name: str) -> None:
+    case = f"Brats18_{name}"
+    assert main([str(REAL / case), "--model", str(BUILT_IN), "-o", str(tmp_path)]) == 0
+    found = score_case(
+        read_labels(tmp_path / f"{case}_seg.nii.gz", Convention.BRATS2020)[0],
+        load_truth(Case.from_dir(REAL / case)),
+        (1.0, 1.0, 1.0),
+        PROFILES["brats2020"],
+    )
+    for region in ("WT", "TC", "ET"):
+        stored = figures["scores"]["brats2020"]["cases"][case][region]["dice"]
+        assert found[region].figures()["dice"] == pytest.approx(stored, abs=1e-3)
 
 
 def test_its_terms_name_cases_papers_and_limits(figures: Any) -> None:
     said = (BUILT_IN / "LICENSE-WEIGHTS").read_text()
     split, scored = figures["split"], figures["scores"]["brats2020"]["cases"]
-    assert said == licence(split, sorted(scored))
+    assert said == licence(figures, certified_cases(ModelDir.open(BUILT_IN)))
     for case in (*split["train"], *split["validation"], *scored):
         assert len(re.findall(rf"^  {case}$", said, re.M)) == 1
     flat = " ".join(said.split())

@@ -2,12 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
-from benchmarks.reference_model import licence, make, mean_dice, table
+from benchmarks.reference_model import (
+    ScoreFiles,
+    certified_cases,
+    licence,
+    make,
+    mean_dice,
+    page,
+    table,
+)
 from export.half_weights import halve_weights, is_halved
 from export.trace import set_card
 from runtime.errors import InputError
@@ -87,10 +96,11 @@ def parts(tiny_model: Path, tmp_path: Path) -> dict[str, Path]:
     return {"model": model, "run": run, "out": tmp_path / "out"}
 
 
-def scores(path: Path, dice: float, case: str = "D") -> tuple[Path, Path]:
+def scores(path: Path, dice: float, case: str = "D") -> ScoreFiles:
     """The same figures by both profiles, in two files."""
     region = {"dice": dice, "hd95": 1.0}
-    summary = {"dice": {"mean": dice, "interval": [dice, dice]}, "hd95": {"mean": 1.0}}
+    one = {"mean": dice, "interval": [dice, dice]}
+    summary = {"dice": one, "lesion_dice": one, "hd95": {"mean": 1.0}}
     names = ("WT", "TC", "ET")
     found = {
         "cases": {case: dict.fromkeys(names, region)},
@@ -99,7 +109,7 @@ def scores(path: Path, dice: float, case: str = "D") -> tuple[Path, Path]:
     lesions = path.with_suffix(".2023.json")
     path.write_text(json.dumps(found | {"profile": "brats2020"}))
     lesions.write_text(json.dumps(found | {"profile": "brats2023"}))
-    return path, lesions
+    return ScoreFiles(path, lesions, path)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +127,7 @@ def test_what_does_not_deserve_it_is_not_built_in(
 ) -> None:
     files = scores(tmp_path / "scores.json", dice, case)
     with pytest.raises(SystemExit, match=found):
-        make(parts["model"], parts["run"], *files, parts["out"])
+        make(parts["model"], parts["run"], files, parts["out"])
     assert not parts["out"].exists()
 
 
@@ -125,15 +135,15 @@ def test_scores_of_another_profile_or_of_other_cases_are_refused(
     parts: dict[str, Path], tmp_path: Path
 ) -> None:
     passing(parts["model"])
-    whole, lesions = scores(tmp_path / "scores.json", 0.8)
-    _, others = scores(tmp_path / "others.json", 0.8, "E")
+    sound = scores(tmp_path / "scores.json", 0.8)
+    others = scores(tmp_path / "others.json", 0.8, "E")
     for files, found in (
-        ((lesions, whole), "scores by brats2023, expected brats2020"),
-        ((whole, whole), "scores by brats2020, expected brats2023"),
-        ((whole, others), "different cases"),
+        (replace(sound, whole=sound.lesions), "scores by brats2023, expected brats2020"),
+        (replace(sound, lesions=sound.whole), "scores by brats2020, expected brats2023"),
+        (replace(sound, lesions=others.lesions), "different cases"),
     ):
         with pytest.raises(SystemExit, match=found):
-            make(parts["model"], parts["run"], *files, parts["out"])
+            make(parts["model"], parts["run"], files, parts["out"])
     assert not parts["out"].exists()
 
 
@@ -143,7 +153,7 @@ def test_weights_in_fp32_are_refused(
     passing(parts["model"], half=False)
     assert not is_halved((parts["model"] / "model.onnx").read_bytes())
     with pytest.raises(SystemExit, match="expected brats-export --half-weights"):
-        make(parts["model"], parts["run"], *scores(tmp_path / "s.json", 0.8), parts["out"])
+        make(parts["model"], parts["run"], scores(tmp_path / "s.json", 0.8), parts["out"])
 
 
 def passing(model: Path, half: bool = True) -> None:
@@ -171,7 +181,7 @@ def test_what_deserves_it_is_built_in_with_terms_figures_and_card(
     passing(parts["model"])
     files = scores(tmp_path / "scores.json", 0.8)
     out = parts["out"]
-    assert make(parts["model"], parts["run"], *files, out) == pytest.approx(0.8)
+    assert make(parts["model"], parts["run"], files, out) == pytest.approx(0.8)
     made = ModelDir.open(out)
     assert set(made.hashes) == {
         *("model.onnx", "card.json", "parity.json"),
@@ -185,29 +195,34 @@ def test_what_deserves_it_is_built_in_with_terms_figures_and_card(
     ]
     assert table(found["scores"]["brats2020"]) in (out / "README.md").read_text()
     terms = (out / "LICENSE-WEIGHTS").read_text()
-    assert terms == licence(found["split"], ["D"])
+    assert terms == licence(found, certified_cases(made))
+    assert (out / "README.md").read_text() == page(
+        found, json.loads((out / "card.json").read_text())
+    )
     assert [line.strip() for line in terms.splitlines() if len(line.strip()) == 1] == [*"ABCD"]
     assert "  BraTS-GLI-00008-000" in terms
-    said = (out / "README.md").read_text()
-    assert "2 cases trained it for 3 epochs (4,000 patches" in said
-    assert "scored once" in said
+    said = " ".join((out / "README.md").read_text().split())
+    assert "2 cases of one site trained it for 3 epochs (4,000 patches" in said
+    assert "They were scored once." in said
 
 
 def test_the_page_says_how_often_the_scored_cases_were_looked_at(
     parts: dict[str, Path], tmp_path: Path
 ) -> None:
     passing(parts["model"])
-    before = [scores(tmp_path / f"{dice}.json", dice)[0] for dice in (0.5, 0.7)]
+    before = tuple(scores(tmp_path / f"{dice}.json", dice).whole for dice in (0.5, 0.7))
     files = scores(tmp_path / "scores.json", 0.8)
-    make(parts["model"], parts["run"], *files, parts["out"], before)
+    make(parts["model"], parts["run"], replace(files, earlier=before), parts["out"])
     said = (parts["out"] / "README.md").read_text()
-    assert "earlier states of the run were scored on them (mean 0.500, 0.700)" in said
+    assert "scored on them before (mean Dice 0.500, 0.700)" in " ".join(said.split())
     assert "once" not in said
     found = json.loads((parts["out"] / "figures.json").read_text())
     assert found["earlier_mean_dice"] == pytest.approx([0.5, 0.7])
-    other = scores(tmp_path / "other.json", 0.5, case="E")[0]
+    other = scores(tmp_path / "other.json", 0.5, case="E").whole
     with pytest.raises(SystemExit, match="different cases"):
-        make(parts["model"], parts["run"], *files, tmp_path / "new", [other])
+        make(parts["model"], parts["run"], replace(files, earlier=(other,)), tmp_path / "new")
+    with pytest.raises(SystemExit, match="different cases"):
+        make(parts["model"], parts["run"], replace(files, without_rule=other), tmp_path / "new")
 
 
 @pytest.mark.parametrize("dice", [0.8, 0.79])
@@ -216,9 +231,9 @@ def test_one_that_is_no_better_does_not_replace_it(
 ) -> None:
     passing(parts["model"])
     first = scores(tmp_path / "first.json", 0.8)
-    make(parts["model"], parts["run"], *first, parts["out"])
+    make(parts["model"], parts["run"], first, parts["out"])
     before = ModelDir.open(parts["out"]).hashes
     files = scores(tmp_path / "scores.json", dice)
     with pytest.raises(SystemExit, match="expected more than the"):
-        make(parts["model"], parts["run"], *files, parts["out"])
+        make(parts["model"], parts["run"], files, parts["out"])
     assert ModelDir.open(parts["out"]).hashes == before

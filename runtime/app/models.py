@@ -102,7 +102,8 @@ def find_checkpoints(root: Path, models: Sequence[FoundModel]) -> tuple[FoundChe
     """Best checkpoints of runs below ``root``/runs, newest first, that no model found is named
     after.
     """
-    exported = {one.model.card.name for one in models}
+    # A run of the built-in model's name is another one.
+    exported = {one.model.card.name for one in models if one.model.path != BUILT_IN}
     paths = sorted(
         (root / "runs").glob("*/checkpoints/best.pt"),
         key=lambda path: path.stat().st_mtime,
