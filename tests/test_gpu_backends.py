@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,6 +124,11 @@ def opened(model: ModelDir, options: BackendOptions) -> Iterator[Any]:
         yield backend
     finally:
         backend.close()
+
+
+def but_for_the_skull(warnings: Iterable[str]) -> list[str]:
+    """These volumes are so small that most of them is brain."""
+    return [text for text in warnings if "is the skull on?" not in text]
 
 
 def brain(seed: int = 0, shape: Shape3 = SHAPE) -> dict[str, npt.NDArray[np.int16]]:
@@ -793,7 +798,7 @@ def test_what_overflows_is_run_again_in_fp32(
     with fake_gpu() as machine, opened(model, options) as backend:
         segmenter = Segmenter(backend, plan, spare_for(model, options, backend))
         sound = segmenter.segment(volume)
-        assert (sound.backend, sound.warnings) == (backend.info, ())
+        assert (sound.backend, but_for_the_skull(sound.warnings)) == (backend.info, [])
         idle = machine.cuda.used[0]
         machine.faults.non_finite = True
         found = segmenter.segment(volume)
@@ -802,7 +807,7 @@ def test_what_overflows_is_run_again_in_fp32(
         assert found.backend.artefact.endswith(artefact)
         reason = f"{kind.name} fp16 gave probabilities that are NaN or infinite"
         assert found.backend.fell_back_from == reason
-        assert found.warnings == (f"{reason}; run again in fp32",)
+        assert but_for_the_skull(found.warnings) == [f"{reason}; run again in fp32"]
         # The spare has given its memory back, and the next case begins with what is asked for.
         assert machine.cuda.used[0] == idle
         machine.faults.non_finite = False
@@ -1104,7 +1109,7 @@ def test_the_command_runs_the_engine(infer: Any, copied: Path) -> None:
     assert sidecar["model"]["sha256"] == record.sha256
     assert sidecar["model"]["certificate"] == "pass"
     assert sidecar["windows"]["count"] == 2
-    assert sidecar["warnings"] == []
+    assert but_for_the_skull(sidecar["warnings"]) == []
 
 
 @pytest.mark.parametrize(("spec", "change", "found"), UNUSABLE, ids=UNUSABLE_IDS)
@@ -1209,7 +1214,8 @@ def test_the_command_never_writes_what_is_not_finite(infer: Any, copied: Path, s
     assert sidecar["backend"] == {
         "name": "ort", "device": "cuda:0", "precision": "fp32", "fell_back_from": reason,
     }  # fmt: skip
-    assert sidecar["warnings"] == [f"{reason}; run again in fp32"]
+    told = but_for_the_skull(sidecar["warnings"])
+    assert told == [f"{reason}; run again in fp32"]
     assert "run again in fp32" in err
 
 
