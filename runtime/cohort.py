@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from runtime.case import Case
-from runtime.errors import BratsError, OutputError
+from runtime.errors import BratsError, OutputError, UsageError
 from runtime.nifti import Volume, load
 from runtime.prediction import OutputOptions, OutputPlan, is_complete, plan_output, save
 from runtime.segmenter import Prediction, Segmenter
@@ -41,9 +42,21 @@ def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
     """Decide and check every output before the first case is run.
 
     Raises:
-        UsageError: as for `prediction.plan_output`.
+        UsageError: as for `prediction.plan_output`, or two cases would write one file.
     """
-    return [Job(case, plan_output(case, options)) for case in cases]
+    jobs = [Job(case, plan_output(case, options)) for case in cases]
+    names: dict[Path, str] = {}
+    for job in jobs:
+        for path in job.plan.written():
+            other = names.setdefault(path, job.case.case_id)
+            if other != job.case.case_id:
+                raise UsageError(
+                    path,
+                    found=f"the name of what case {job.case.case_id} and case {other} become",
+                    expected="names that differ",
+                    remedy="rename one of the two cases, or give each an output folder of its own",
+                )
+    return jobs
 
 
 def segment_cases(

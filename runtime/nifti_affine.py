@@ -19,6 +19,7 @@ _Affine = npt.NDArray[np.float64]
 
 # What rounding to float32 can bend: cosine of the angle between two axes.
 _MAX_SHEAR: Final = 0.01
+_LAST_CODE: Final = 5  # "template other"
 # In voxels. A quaternion near half a turn keeps but half of the digits of float32.
 _MAX_DISAGREEMENT: Final = 0.5
 _METRE, _MILLIMETRE, _MICRON = 1, 2, 3
@@ -45,13 +46,19 @@ def read_grid(path: Path, fields: Any, shape: tuple[int, int, int], warnings: li
     Raises:
         InputError: no affine of use, one with shear, or two that disagree on the axes.
     """
-    q_code, s_code = int(fields["qform_code"]), int(fields["sform_code"])
+    q_code = _code("qform", int(fields["qform_code"]), warnings)
+    s_code = _code("sform", int(fields["sform_code"]), warnings)
     qform = _qform(fields) if q_code > 0 else None
     sform = _sform(fields) if s_code > 0 else None
-    # What is not taken for the affine may be unusable: then it is as if it were not there.
+    if (q_code > 0 or s_code <= 0) and min(float(size) for size in fields["pixdim"][1:4]) < 0:
+        warnings.append("its header has negative voxel sizes; their sign was left aside")
+    # Of two forms one may be of no use: then it is as if it were not there.
     if sform is not None and q_code > 0 and (qform is None or not _is_sound(qform)):
         warnings.append("its qform is unusable and was left aside for its sform")
         qform, q_code = None, 0
+    if sform is not None and qform is not None and not _is_square(sform) and _is_square(qform):
+        warnings.append("its sform is sheared or singular and was left aside for its qform")
+        sform, s_code = None, 0
     affine = sform if sform is not None else qform
     if q_code <= 0 and s_code <= 0:
         warnings.append(
@@ -67,7 +74,7 @@ def read_grid(path: Path, fields: Any, shape: tuple[int, int, int], warnings: li
             remedy="fetch or convert the file again",
         )
     shear = _shear(affine)
-    if shear > _MAX_SHEAR:
+    if shear >= _MAX_SHEAR:
         raise InputError(
             path,
             found=f"an affine with shear (axes at {math.degrees(math.acos(shear)):.1f} degrees)",
@@ -93,11 +100,25 @@ def _of(
     return Grid(shape, affine, qform, sform, q_code, s_code, (x, y, z))
 
 
+def _code(form: str, code: int, warnings: list[str]) -> int:
+    """Of a form; what the standard does not know says at least that there is one."""
+    if code <= _LAST_CODE:
+        return max(code, 0)
+    warnings.append(f"its {form} has the unknown code {code}; taken as 2, aligned")
+    return 2
+
+
 def _is_sound(affine: _Affine) -> bool:
+    """Finite, and no two axes in one direction; in whatever unit."""
     with np.errstate(all="ignore"):
-        volume = abs(np.linalg.det(affine[:3, :3]))
+        sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+        volume = abs(np.linalg.det(affine[:3, :3])) / sizes.prod()
         largest = np.abs(affine).max()
-    return bool(1e-9 <= volume < np.inf and largest < 1e9)
+    return bool(sizes.min() > 1e-9 and volume > 1e-3 and largest < 1e9)
+
+
+def _is_square(affine: _Affine) -> bool:
+    return _is_sound(affine) and _shear(affine) < _MAX_SHEAR
 
 
 def _shear(affine: _Affine) -> float:
@@ -115,7 +136,8 @@ def _sform(fields: Any) -> _Affine:
 def _qform(fields: Any) -> _Affine | None:
     """nifti_quatern_to_mat44 of nifti1_io.c; None where it is no rotation."""
     b, c, d = (float(part) for part in fields["quatern"])
-    spacing = np.array(fields["pixdim"][1:4], np.float64)
+    # As nibabel and ITK have it: a size has no sign. qfac, pixdim[0], is where a flip belongs.
+    spacing = np.abs(np.array(fields["pixdim"][1:4], np.float64))
     rest = 1.0 - (b * b + c * c + d * d)
     if not (math.isfinite(rest) and rest > -1e-4 and np.isfinite(spacing).all()):
         return None
@@ -142,7 +164,7 @@ def _qform(fields: Any) -> _Affine | None:
 
 def _plain(fields: Any, shape: tuple[int, int, int]) -> _Affine:
     """The voxel sizes alone, centred and with x to the left: what nibabel makes of them."""
-    spacing = np.array(fields["pixdim"][1:4], np.float64) * (-1, 1, 1)
+    spacing = np.abs(np.array(fields["pixdim"][1:4], np.float64)) * (-1, 1, 1)
     affine = np.diag([*spacing, 1.0])
     with np.errstate(all="ignore"):
         affine[:3, 3] = -(np.array(shape) - 1) / 2 * spacing

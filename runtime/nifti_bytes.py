@@ -88,6 +88,34 @@ def read_stored(path: Path) -> Stored:
     return Stored(replace(header, warnings=()), raw, digest, tuple(warnings))
 
 
+def stored_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as of `read_stored`, without inflating or keeping them.
+
+    Raises:
+        InputError: as for `read_stored`, as far as the header and the file's size tell.
+    """
+    digest = hashlib.sha256()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise damaged(path, f"a {_kind(status.st_mode)}", "give the image file itself")
+            part = file.read(_START)
+            _check_stored(path, part, status.st_size)
+            while part:
+                digest.update(part)
+                part = file.read(_PART)
+    except OSError as error:
+        raise InputError(
+            path,
+            found=error.strerror or type(error).__name__,
+            expected="a readable file",
+            remedy="check the path and its permissions",
+        ) from error
+    return digest.hexdigest()
+
+
 def content(path: Path, stored: Data) -> tuple[Header, Data]:
     """What a file says of itself, and its bytes uncompressed, header included.
 

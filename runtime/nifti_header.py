@@ -57,6 +57,7 @@ _OTHER_TYPES: Final = {
 # The largest volume: 512 voxels along each axis at up to 4 bytes; four of BraTS's fit many times.
 MAX_VOXELS: Final = 1 << 29
 MAX_BYTES: Final = 1 << 29
+_MAX_AXIS: Final = 32767  # what is written is NIfTI-1
 # Between header and voxels lie extensions.
 _MAX_OFFSET: Final = 64 << 20
 
@@ -116,7 +117,7 @@ def parse_header(path: Path, raw: Data) -> Header:
         raise _other_magic(path, bytes(fields["magic"]))
     warnings: list[str] = []
     shape = _shape(path, fields)
-    dtype = _dtype(path, fields).newbyteorder(_ORDERS[order])
+    dtype = _dtype(path, fields, warnings).newbyteorder(_ORDERS[order])
     if math.prod(shape) * dtype.itemsize > MAX_BYTES:
         raise _too_large(path, shape, dtype)
     offset = _offset(path, fields, size + 4, warnings)
@@ -171,16 +172,24 @@ def _shape(path: Path, fields: Any) -> tuple[int, ...]:
     if not 1 <= count <= 7:
         raise damaged(path, f"a header of {count} axes")
     shape = tuple(int(size) for size in fields["dim"][1 : count + 1])
-    while len(shape) > 3 and shape[-1] == 1:
+    # Some writers count axes that they leave at 0.
+    while len(shape) > 3 and shape[-1] in (0, 1):
         shape = shape[:-1]
     told = "x".join(map(str, shape))
+    if len(shape) > 4 and min(shape) > 0:
+        raise InputError(
+            path,
+            found=f"an image of {len(shape)} axes ({told})",
+            expected="one number per voxel",
+            remedy="store its channels as one 3D file each",
+        )
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise damaged(path, f"a volume of shape {told}")
-    if math.prod(shape) > MAX_VOXELS:
+    if math.prod(shape) > MAX_VOXELS or max(shape[:3]) > _MAX_AXIS:
         raise InputError(
             path,
             found=f"a volume of shape {told}",
-            expected=f"at most {MAX_VOXELS} voxels",
+            expected=f"at most {MAX_VOXELS} voxels, {_MAX_AXIS} along an axis",
             remedy="fetch the file again if that is not its shape, or crop it",
         )
     return shape
@@ -196,7 +205,7 @@ def _too_large(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Inpu
     )
 
 
-def _dtype(path: Path, fields: Any) -> np.dtype[Any]:
+def _dtype(path: Path, fields: Any, warnings: list[str]) -> np.dtype[Any]:
     code, bits = int(fields["datatype"]), int(fields["bitpix"])
     if code not in _TYPES:
         told = _OTHER_TYPES.get(code, "no NIfTI type")
@@ -207,9 +216,9 @@ def _dtype(path: Path, fields: Any) -> np.dtype[Any]:
             remedy="convert the image to intensities, one file per modality",
         )
     dtype = np.dtype(_TYPES[code])
-    # Some writers leave the width at 0; another one means that one of the two fields is damaged.
+    # Readers go by the type, and the file's length shows whether they are right.
     if bits not in (0, 8 * dtype.itemsize):
-        raise damaged(path, f"voxels of type {dtype.name} in {bits} bits")
+        warnings.append(f"its header gives {dtype.name} voxels {bits} bits; read as {dtype.name}")
     return dtype
 
 

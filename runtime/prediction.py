@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -17,15 +17,15 @@ from runtime import DISCLAIMER, __version__
 from runtime.atomic import remove, write_bytes, write_json
 from runtime.bounded import read_json
 from runtime.case import Case, holds_images
-from runtime.errors import UsageError
+from runtime.errors import InputError, UsageError
 from runtime.labels import Convention, to_convention
 from runtime.measure import volumes_ml
 from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME, is_ours
+from runtime.nifti_bytes import stored_digest
 from runtime.nifti_writer import write_label_map, write_probabilities
+from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by
 from runtime.segmenter import Prediction
-
-SIDECAR_SCHEMA: Final = 1
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class OutputPlan:
         """Every file that a run on this case writes, or removes as a leftover of an earlier one."""
         return (self.labels, *self.beside(), self.sidecar)
 
+    def written(self) -> tuple[Path, ...]:
+        """Every file that this case may become."""
+        return (self.labels, self.probabilities, self.preview, self.report, self.sidecar)
+
     def beside(self) -> tuple[Path, ...]:
         """What an earlier run may have left that a new label map and sidecar do not replace."""
         return (self.other_labels, self.probabilities, self.preview, self.report)
@@ -107,10 +111,27 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
         convention=convention,
         warnings=warnings,
     )
-    known = _written_by(plan.sidecar)
+    known = written_by(plan.sidecar)
     for path in plan.files():
         if not path.exists():
             continue
+        if not path.is_file():
+            raise UsageError(
+                path,
+                found="something that is no file",
+                expected="a free name",
+                remedy="choose another folder with -o or move it away",
+            )
+        owner = owner_of(path, plan.sidecar)
+        if owner is not None:
+            if path == plan.other_labels:
+                continue
+            raise UsageError(
+                path,
+                found=f"a file of another case, which {owner.name} vouches for",
+                expected="a free name",
+                remedy="rename one of the two cases, or choose another folder with -o",
+            )
         ours = _is_ours(path, plan, known)
         if not ours:
             raise UsageError(
@@ -154,12 +175,11 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and all(path.is_file() for path in plan.looked_at)
             and sidecar["inputs"]
             == {
-                modality: {"sha256": sha256_of(source.path.read_bytes())}
+                modality: {"sha256": stored_digest(source.path)}
                 for modality, source in case.images.items()
-                if source.path.is_file()  # a pipe would be waited for
             }
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, InputError):
         return False
 
 
@@ -196,7 +216,8 @@ def save(
     # An old sidecar would vouch for a new label map until it is replaced; so it goes first.
     # Whatever else an earlier run left would stand beside a result that it does not belong to.
     for path in (plan.sidecar, *plan.beside()):
-        remove(path)
+        if owner_of(path, plan.sidecar) is None:
+            remove(path)
     digest = write_label_map(plan.labels, to_convention(prediction.labels, plan.convention), grid)
     output: dict[str, Any] = {"file": plan.labels.name, "sha256": digest}
     if prediction.probabilities is not None:
@@ -303,16 +324,3 @@ def _is_ours(path: Path, plan: OutputPlan, known: dict[str, str]) -> bool:
         with path.open("rb") as file:
             return INTENT_NAME.encode() in file.read(256)
     return is_ours(path)
-
-
-def _written_by(sidecar: Path) -> dict[str, str]:
-    """File name to SHA-256 of what the sidecar vouches for; empty where it is not one of ours."""
-    try:
-        value = read_json(sidecar)
-        output = value["output"]
-        entries = [output, output["probabilities"]] if "probabilities" in output else [output]
-        if value["schema"] != SIDECAR_SCHEMA or "backend" not in value:
-            return {}
-        return {str(entry["file"]): str(entry["sha256"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}

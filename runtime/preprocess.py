@@ -155,6 +155,13 @@ def prepare(
         if name not in raw:
             continue
         found = statistics[name]
+        if not (math.isfinite(found.mean) and math.isfinite(found.std)):
+            raise InputError(
+                volume.images[name].path,
+                found="intensities too large to be added up",
+                expected="those of a scanner",
+                remedy="check how the image was exported, or rescale it",
+            )
         if not found.std > _CONSTANT * abs(found.mean):
             raise InputError(
                 volume.images[name].path,

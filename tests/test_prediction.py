@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -386,3 +387,70 @@ def test_no_output_in_or_below_a_case_folder(
     before = sorted(path.name for path in root.rglob("*"))
     assert _run(root / "BraTSPhantom_0001", tiny_model, root / place) == 2
     assert sorted(path.name for path in root.rglob("*")) == before
+
+
+def _twins(phantom: Path, folder: Path, *names: str) -> Path:
+    """The phantom's images as cases of other names, one folder each."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for path in phantom.glob("*.nii.gz"):
+            token = path.name.rpartition("_")[2]
+            if not token.startswith("seg"):
+                shutil.copy(path, folder / name / token)
+    return folder
+
+
+def test_a_case_called_like_another_ones_label_map_takes_nothing_from_it(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    data = _twins(phantom_dir, tmp_path / "data", "B", "B_seg")
+    out = tmp_path / "out"
+    assert _run(data, tiny_model, out) == 0
+    names = {"B.json", "B_seg.nii.gz", "B_seg.json", "B_seg_seg.nii.gz"}
+    assert {path.name for path in out.iterdir()} == names
+    for case in ("B", "B_seg"):
+        sidecar = json.loads((out / f"{case}.json").read_text())
+        assert sidecar["output"]["sha256"] == sha256(out / sidecar["output"]["file"])
+    before = (out / "B_seg.nii.gz").read_bytes()
+    assert _run(data / "B_seg", tiny_model, out, "--overwrite") == 0
+    assert (out / "B_seg.nii.gz").read_bytes() == before
+    assert _run(data / "B_seg", tiny_model, out, "--overwrite", "--submission") == 2
+    assert (out / "B_seg.nii.gz").read_bytes() == before
+
+
+def test_two_cases_never_become_one_file(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _twins(phantom_dir, tmp_path / "data", "B", "B_prob")
+    out = tmp_path / "out"
+    assert _run(data, tiny_model, out, "--submission", "--probabilities") == 2
+    assert "case B_prob and case B become" in capsys.readouterr().err
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+@pytest.mark.parametrize("name", ["_report.html", "_seg.nii.gz", "_preview.png", ".json"])
+def test_what_is_no_file_is_not_waited_for(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    os.mkfifo(out / f"{phantom_dir.name}{name}")
+    assert _run(phantom_dir, tiny_model, out, "--resume") == 2
+    assert len(list(out.iterdir())) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with names")
+def test_resume_reads_no_input_that_is_no_image(
+    phantom_dir: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    case = Path(shutil.copytree(phantom_dir, tmp_path / phantom_dir.name))
+    out = tmp_path / "out"
+    assert _run(case, tiny_model, out) == 0
+    t1 = case / f"{case.name}_t1.nii.gz"
+    with t1.open("r+b") as file:
+        file.truncate(300 << 30)  # sparse
+    assert _run(case, tiny_model, out, "--resume") == 3
+    t1.unlink()
+    os.mkfifo(t1)
+    assert _run(case, tiny_model, out, "--resume") == 3

@@ -110,6 +110,13 @@ def _infer(options: InferArgs, console: Console) -> int:
             expected="one of them",
             remedy="drop one",
         )
+    if options.check and options.log_json:
+        raise UsageError(
+            "--log-json",
+            found="it beside --check",
+            expected="segmenting, which has events",
+            remedy="use --json FILE for what --check finds",
+        )
     if options.batch is not None and options.batch < 1:
         raise UsageError(
             "--batch", found=str(options.batch), expected="1 or more", remedy="drop --batch"

@@ -110,9 +110,11 @@ def _statistics(voxels: npt.NDArray[Any], nonzero_only: bool) -> Statistics:
     count = int(np.count_nonzero(values)) if nonzero_only else values.size
     if count == 0:
         return Statistics(0, 0.0, 0.0)
-    mean = float(values.sum()) / count
-    deviation = values - mean
-    squares = float(np.einsum("i,i->", deviation, deviation))
+    # What is too large for a sum becomes infinite, and `prepare` refuses it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(values.sum()) / count
+        deviation = values - mean
+        squares = float(np.einsum("i,i->", deviation, deviation))
     if nonzero_only:
         squares -= (values.size - count) * mean * mean
     return Statistics(count, mean, float(np.sqrt(max(squares, 0.0) / count)))

@@ -50,6 +50,12 @@ def setting(value: float, share: float = 0.0) -> Any:
     return with_voxels(change if share else one)
 
 
+def setting_64(s: Scene, value: float) -> None:
+    voxels = voxels_of("t1").astype(np.float64)
+    voxels[18, 16, 10] = value
+    s.put(voxels)
+
+
 def zscored(voxels: npt.NDArray[Any]) -> None:
     inside = voxels[voxels != 0]
     voxels[voxels != 0] = (inside - inside.mean()) / inside.std()
@@ -127,6 +133,7 @@ CASES: list[Row] = [
     error("Cases", "NaN in one voxel", setting(np.nan), T1, "1 voxels that are NaN"),
     error("Cases", "NaN in 10% of the voxels", setting(np.nan, 0.1), T1, "2304 voxels"),
     error("Cases", "an infinite voxel", setting(-np.inf), T1, "1 voxels that are NaN or infinite"),
+    error("Cases", "a voxel of 1e300", lambda s: setting_64(s, 1e300), T1, "too large"),
     error("Cases", "a modality of zeros", with_voxels(np.zeros_like), T1, "an image of zeros"),
     error(
         "Cases", "a case of zeros", with_voxels(lambda v: np.zeros_like(v), every=True),

@@ -211,7 +211,12 @@ HEADERS: list[Row] = [
         lambda s: (s.field("srow", "f", *[0] * 12), s.field("qform_code", "h", 0)), T1, "singular",
     ),
     error(
-        "Headers", "an affine with NaN", lambda s: s.field("srow", "f", np.nan), T1, "not finite"
+        "Headers", "an affine with NaN",
+        lambda s: (s.field("srow", "f", np.nan), s.field("qform_code", "h", 0)), T1, "not finite",
+    ),
+    corrected(
+        "Headers", "an sform with NaN beside a sound qform",
+        lambda s: s.field("srow", "f", np.nan), "t1: ", "left aside for its qform",
     ),
     error("Headers", "a sheared affine", sheared, "shear", "without shear"),
     corrected(
@@ -239,10 +244,24 @@ HEADERS: list[Row] = [
     ),
     error("Headers", "RGB voxels", typed([("R", "u1"), ("G", "u1"), ("B", "u1")]), T1, "RGB"),
     error("Headers", "complex voxels", typed("complex64"), T1, "complex"),
-    error(
+    corrected(
         "Headers", "a type and a width that contradict each other",
-        lambda s: s.field("bitpix", "h", 8), T1, "int16 in 8 bits",
+        lambda s: s.field("bitpix", "h", 8), "t1: ", "8 bits; read as int16",
     ),
+    corrected(
+        "Headers", "a form's code that the standard does not know",
+        lambda s: s.field("sform_code", "h", 7), "t1: ", "unknown code 7",
+    ),
+    corrected(
+        "Headers", "a negative voxel size, qform only",
+        lambda s: (s.field("pixdim", "f", -1, at=4), s.field("sform_code", "h", 0)),
+        "t1: ", "negative voxel sizes",
+    ),
+    corrected(
+        "Headers", "a sheared sform beside a sound qform",
+        lambda s: s.field("srow", "f", 0.3, at=4), "t1: ", "left aside for its qform",
+    ),
+    accepted("Headers", "a fourth axis of none", lambda s: s.field("dim", "h", 4, *SHAPE, 0)),
     accepted("Headers", "big-endian", big_endian),
     accepted("Headers", "NIfTI-2", lambda s: s.put(voxels_of("t1"), kind=nib.Nifti2Image)),
     accepted("Headers", "float64", stored_as("float64")),

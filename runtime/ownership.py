@@ -1,0 +1,33 @@
+"""Whose file in an output folder is: sidecars say what they vouch for."""
+
+from pathlib import Path
+from typing import Final
+
+from runtime.bounded import read_json
+
+SIDECAR_SCHEMA: Final = 1
+
+
+def owner_of(path: Path, own: Path) -> Path | None:
+    """The sidecar of another case that vouches for a file: of cases B and B_seg, B's label map is
+    called as B_seg's would be for a submission.
+    """
+    stem = path.name.removesuffix(".nii.gz")
+    for case_id in {stem, stem.removesuffix("_seg"), stem.removesuffix("_prob")}:
+        sidecar = path.with_name(f"{case_id}.json")
+        if sidecar != own and path.name in written_by(sidecar):
+            return sidecar
+    return None
+
+
+def written_by(sidecar: Path) -> dict[str, str]:
+    """File name to SHA-256 of what the sidecar vouches for; empty where it is not one of ours."""
+    try:
+        value = read_json(sidecar)
+        output = value["output"]
+        entries = [output, output["probabilities"]] if "probabilities" in output else [output]
+        if value["schema"] != SIDECAR_SCHEMA or "backend" not in value:
+            return {}
+        return {str(entry["file"]): str(entry["sha256"]) for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
