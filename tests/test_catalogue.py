@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+from html import escape
 from pathlib import Path
 
 import nibabel as nib
@@ -31,7 +32,8 @@ def run(made: Scene, command: str) -> int:
         return evaluate([str(prediction), str(made.path("seg"))])
     usual = {"--model": str(made.model), "-o": str(made.out), "--backend": "ort", "--threads": "1"}
     flags = [part for pair in usual.items() if pair[0] not in made.flags for part in pair]
-    return infer([str(made.given), *flags, *made.flags])
+    report = ["--report"] if command == "corrected" else []
+    return infer([str(made.given), *flags, *made.flags, *report])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_each_row(
     with contextlib.ExitStack() as around:
         for manager in made.around:
             around.enter_context(manager)
-        code = run(made, row.command)
+        code = run(made, "corrected" if row.outcome == "corrected" else row.command)
     told = capsys.readouterr().err
     assert "Traceback" not in told
     assert code == row.code, told
@@ -92,6 +94,9 @@ def test_each_row(
     labels = voxels_in(made.out)
     for part in row.told:
         assert any(part in warning for warning in warnings), warnings
+    for warning in warnings:
+        assert warning in told
+        assert escape(warning, quote=False) in (made.out / "X_report.html").read_text()
     assert bool(warnings) == (row.outcome == "corrected"), warnings
     if row.same:
         turned = made.turn(labels) if made.turn else labels

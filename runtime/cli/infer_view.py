@@ -100,9 +100,11 @@ class InferView:
             self._console.print(f"{head}: already done", markup=False)
         else:
             for warning in outcome.sidecar["warnings"]:
-                self._console.print(f"{head}: {warning}", style="yellow", markup=False)
+                self._console.print(
+                    f"{head}: {printable(warning)}", style="yellow", markup=False, soft_wrap=True
+                )
             labels = printable(str(outcome.plan.labels))
-            self._console.print(f"{head}: {labels}", markup=False)
+            self._console.print(f"{head}: {labels}", markup=False, soft_wrap=True)
             self._table.add_row(Text(name), *_figures(outcome.sidecar))
 
     def _tell_error(self, text: str) -> None:

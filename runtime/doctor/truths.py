@@ -9,13 +9,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from runtime.case import Case
+from runtime.case import Case, Source
 from runtime.doctor.findings import Finding, error, warning
 from runtime.doctor.images import Look
 from runtime.errors import InputError
 from runtime.grid import check_same_grid
 from runtime.labels import Convention, LabelMap
-from runtime.nifti import load_label_map
+from runtime.nifti import read_image
 from runtime.truth import load_truth
 
 _SHOWN: Final = 8
@@ -61,10 +61,15 @@ def look_at_labels(
     if case.labels is None:
         return seen
     try:
-        stored, grid = load_label_map(case.labels)
+        image, grid = read_image(Source(case.labels))
     except InputError as refused:
         seen.findings.append(error("labels-unreadable", str(refused)))
         return seen
+    seen.findings += [
+        warning("labels-corrected", f"the label map {case.labels.name}: {text}")
+        for text in image.warnings
+    ]
+    stored = image.voxels
     values = np.unique(stored)
     shown = tuple(float(value) for value in values[:_SHOWN])
     truth: LabelMap | None = None

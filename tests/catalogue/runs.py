@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -154,6 +155,8 @@ RUNS: list[Row] = [
     error("Runs", "a full disk", patched(os, "fsync", failing(errno.ENOSPC)), "No space", code=7),
     error("Runs", "a disk that fails", patched(os, "fsync", failing(errno.EIO)), "X_seg", code=7),
     error("Runs", "an output folder that cannot be made", output_below_a_file, "file", code=7),
+    error("Runs", "a read-only file system", patched(Path, "touch", failing(errno.EROFS)),
+          "Read-only", code=7),
     error("Runs", "a second writer", second_writer, "another process", code=7),
     error("Runs", "Ctrl-C", patched(os, "fsync", interrupted), code=130),
     error("Runs", "one bad case of many", one_bad_case, "1 of 2 cases failed", code=6),
