@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 from runtime.errors import OutputError
 from runtime.lock import try_lock
 
-_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.brats\.tmp", re.DOTALL)
 
 
 @contextmanager
@@ -90,7 +90,7 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.brats.tmp")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

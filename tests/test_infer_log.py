@@ -119,6 +119,6 @@ def test_a_second_writer_is_told_to_wait(
         assert run(folder, tiny_model, out) == 7
     assert "another process that writes into it" in capsys.readouterr().err
     assert list(out.iterdir()) == []
-    (out / ".X.json.0123abcd.tmp").write_bytes(b"of a run that was killed")
+    (out / ".X.json.0123abcd.brats.tmp").write_bytes(b"of a run that was killed")
     assert run(folder, tiny_model, out) == 0
     assert not list(out.glob(".*"))

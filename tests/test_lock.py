@@ -65,22 +65,23 @@ def test_a_folder_is_free_again_after_its_writer(tmp_path: Path) -> None:
 
 
 def test_a_sweep_takes_nothing_but_what_a_dead_writer_left(tmp_path: Path) -> None:
-    kept = [".X.tmp", "X.0123abcd.tmp", ".X.0123abcd.tmp.gz", ".X.0123abc.tmp", ".X.0123ABCD.tmp"]
+    kept = [".X.tmp", ".notes.0123abcd.tmp", "X.0123abcd.brats.tmp", ".X.0123abcd.brats.tmp.gz"]
+    kept += [".X.0123abc.brats.tmp", ".X.0123ABCD.brats.tmp"]
     for name in kept:
         (tmp_path / name).touch()
-    (tmp_path / ".folder.0123abcd.tmp").mkdir()
+    (tmp_path / ".folder.0123abcd.brats.tmp").mkdir()
     target = tmp_path / "target"
     target.write_text("of a link")
-    (tmp_path / ".link.0123abcd.tmp").symlink_to(target)
-    (tmp_path / ".X_seg.nii.gz.0123abcd.tmp").write_bytes(b"half of it")
-    (tmp_path / ".a\nb.json.89abcdef.tmp").touch()
+    (tmp_path / ".link.0123abcd.brats.tmp").symlink_to(target)
+    (tmp_path / ".X_seg.nii.gz.0123abcd.brats.tmp").write_bytes(b"half of it")
+    (tmp_path / ".a\nb.json.89abcdef.brats.tmp").touch()
     with open_atomic(tmp_path / "mine") as file:
         file.write(b"whole")
         sweep(tmp_path)
     write_text(tmp_path / "other", "whole")
     assert (tmp_path / "mine").read_bytes() == b"whole"
     assert {path.name for path in tmp_path.iterdir()} == {
-        *kept, ".folder.0123abcd.tmp", ".link.0123abcd.tmp", "target", "mine", "other",
+        *kept, ".folder.0123abcd.brats.tmp", ".link.0123abcd.brats.tmp", "target", "mine", "other",
     }  # fmt: skip
     assert target.read_text() == "of a link"
 

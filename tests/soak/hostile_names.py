@@ -19,7 +19,7 @@ _TEXTS: Final = (
     "..\\..\\owned", "C:", "C:\\owned", "con", "nul", "aux.txt", "*", "?", "a*?[b]", "!",
     "#", "a#b?c", "a;b", "a,b", "a:b", "a=b", "a@b", "null", "true", "1e5", "0x10", "NaN",
     "X_seg", "X_seg.nii.gz", "X.json", "manifest.json", "dataset.json", "X_report.html",
-    ".X_seg.nii.gz.00000000.tmp", "seg", "flair", "t1_t1", "_", "__", "-_-", "x_", "x-",
+    ".X_seg.nii.gz.00000000.brats.tmp", "seg", "flair", "t1_t1", "_", "__", "-_-", "x_", "x-",
     "CON_flair", "predictions", "..%2f..%2fowned", "%00", "\\x00", "\\u202e", "\\n",
 )  # fmt: skip
 _BYTES: Final = (
