@@ -80,11 +80,15 @@ def _packed(rng: Generator, data: bytes) -> tuple[str, bytes]:
 
 
 def _bytes(rng: Generator, data: bytearray, layout: np.dtype[Any]) -> None:
+    if not data:
+        return  # cut before
     for _ in range(rng.integers(1, 20)):
         data[rng.integers(min(len(data), layout.itemsize + 4))] = rng.integers(256)
 
 
 def _bits(rng: Generator, data: bytearray, layout: np.dtype[Any]) -> None:
+    if not data:
+        return
     for _ in range(rng.integers(1, 6)):
         data[rng.integers(min(len(data), layout.itemsize + 4))] ^= 1 << rng.integers(8)
 
