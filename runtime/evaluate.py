@@ -33,11 +33,13 @@ class Evaluation:
         profile: by which they were scored.
         cases: case id to the scores of each of `runtime.metrics.SCORED`, sorted by case id.
         missing: cases of the truth that had no prediction; the profile says what they count as.
+        warnings: what had to be corrected to read label maps, each with its file's name.
     """
 
     profile: Profile
     cases: Mapping[str, Mapping[str, Scores]]
     missing: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
 
     @cached_property
     def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -45,11 +47,12 @@ class Evaluation:
         return summarise(self.cases)
 
     def to_json(self) -> dict[str, Any]:
-        """`runtime.summary.to_json` and ``{missing, missing_count_as}``."""
+        """`runtime.summary.to_json` and ``{missing, missing_count_as, warnings}``."""
         return {
             **to_json(self.profile, self.cases),
             "missing": list(self.missing),
             "missing_count_as": self.profile.missing.value,
+            "warnings": list(self.warnings),
         }
 
 
@@ -125,6 +128,7 @@ def evaluate(
     if profile.missing is Missing.LEAVE_OUT:
         truths = {case_id: one for case_id, one in truths.items() if case_id in predictions}
     cases = {}
+    told: list[str] = []
     for case_id, one in truths.items():
         if on_case is not None:
             on_case(case_id, len(truths))
@@ -141,21 +145,21 @@ def evaluate(
         if truth_convention is None and convention is not Convention.BRATS2024:
             assumed = "the naming" if one.convention else "the profile"
         truth_labels, grid = read_labels(
-            one.path, convention, assumed=assumed, flag="--truth-labels"
+            one.path, convention, assumed=assumed, flag="--truth-labels", told=told
         )
         if case_id in predictions:
             path = predictions[case_id]
-            labels, own_grid = _read_prediction(path, prediction_convention, convention)
+            labels, own_grid = _read_prediction(path, prediction_convention, convention, told)
             remedy = "score a label map on the grid of its own case"
             check_same_grid(path, own_grid, one.path, grid, remedy)
         else:
             labels = np.zeros_like(truth_labels)
         cases[case_id] = score_case(labels, truth_labels, grid.spacing, profile)
-    return Evaluation(profile, cases, missing)
+    return Evaluation(profile, cases, missing, tuple(told))
 
 
 def _read_prediction(
-    path: Path, named: Convention | None, of_truth: Convention
+    path: Path, named: Convention | None, of_truth: Convention, told: list[str]
 ) -> tuple[LabelMap, Grid]:
     """A prediction as network labels, by the convention that was named, else the sidecar's.
 
@@ -163,8 +167,8 @@ def _read_prediction(
     """
     named = named or _sidecar_convention(path, case_id_of(path))
     if named is not None:
-        return read_labels(path, named)
-    return read_labels(path, of_truth, assumed="the truth")
+        return read_labels(path, named, told=told)
+    return read_labels(path, of_truth, assumed="the truth", told=told)
 
 
 def case_id_of(path: Path) -> str:

@@ -7,11 +7,11 @@ from typing import Final
 
 import numpy as np
 
-from runtime.case import Case
+from runtime.case import Case, Source
 from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
 from runtime.labels import Convention, LabelMap, from_convention
-from runtime.nifti import Volume, load_label_map
+from runtime.nifti import Volume, read_image
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,12 @@ _DOUBTS: Final[Mapping[Convention, _Doubt]] = {
 
 
 def read_labels(
-    path: Path, convention: Convention, *, assumed: str | None = None, flag: str = "--labels"
+    path: Path,
+    convention: Convention,
+    *,
+    assumed: str | None = None,
+    flag: str = "--labels",
+    told: list[str] | None = None,
 ) -> tuple[LabelMap, Grid]:
     """Read a label map and renumber it.
 
@@ -67,6 +72,7 @@ def read_labels(
             taken for something else, it would leave the case without any, and nobody told. Under
             the names of 2023 a 4 beside a 3 is the resection cavity of 2024.
         flag: of the command, by which a user names the convention; for the error.
+        told: takes what had to be corrected to read the file, with its name.
 
     Returns:
         uint8 (X, Y, Z) in file order, values of `labels.Label`, and the file's grid.
@@ -74,7 +80,10 @@ def read_labels(
     Raises:
         InputError: the file is damaged, or a value is outside the convention or in doubt.
     """
-    stored, grid = load_label_map(path)
+    image, grid = read_image(Source(path))
+    stored = image.voxels
+    if told is not None:
+        told += [f"{path.name}: {text}" for text in image.warnings]
     doubt = _DOUBTS.get(convention) if assumed is not None else None
     if doubt is not None and np.any(stored == doubt.value):
         if not np.any(stored == doubt.other):

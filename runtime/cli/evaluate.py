@@ -80,6 +80,8 @@ def _score(options: EvaluateArgs, console: Console) -> int:
                 Text(f"scoring {printable(case_id)}, of {count} cases")
             ),
         )
+    for text in evaluation.warnings:
+        console.print(printable(text), style="yellow", markup=False, soft_wrap=True)
     if options.json is not None:
         write_json(options.json, evaluation)
     if options.csv is not None:

@@ -1,6 +1,7 @@
 """Rows: cases whose files do not belong together or hold no brain, and label maps that are none."""
 
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,9 @@ SEG = "X_seg.nii.gz"
 LABELS: list[Row] = [
     accepted("Labels", "whole numbers stored as float", labelled(truth().astype("f4")),
              command="eval"),
+    corrected("Labels", "a qform that strays from its sform",
+              lambda s: s.edit(lambda raw: struct.pack_into("<f", raw, 268, 8.0), "seg"),
+              "X_seg.nii.gz: ", "disagree by up to 8 mm", command="eval"),
     error("Labels", "interpolated labels", labelled(interpolated()), SEG, command="eval"),
     error("Labels", "3 and 4 together", labelled(three_and_four()), SEG, command="eval"),
     error("Labels", "a value of 7", labelled(truth() * 7), SEG, "7", command="eval"),

@@ -397,8 +397,8 @@ FAULTS = (
     Fault(
         "four-for-three-in-a-prediction-believed",
         "runtime/evaluate.py",
-        'read_labels(path, of_truth, assumed="the truth")',
-        "read_labels(path, of_truth)",
+        'read_labels(path, of_truth, assumed="the truth", told=told)',
+        "read_labels(path, of_truth, told=told)",
         "tests/test_evaluate.py::test_a_4_for_a_3_in_a_prediction_is_refused[brats2024-{}.nii.gz]",
     ),
     Fault(
