@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from runtime import DISCLAIMER, __version__
-from runtime.atomic import remove, write_bytes, write_json
+from runtime.atomic import remove, unwritable, write_bytes, write_json
 from runtime.bounded import read_json
 from runtime.case import Case, holds_images
 from runtime.errors import InputError, UsageError
@@ -301,9 +301,13 @@ def _refuse_input_folders(case: Case, directory: Path) -> None:
     """An output folder is never an input's: truth has the same name as what would be written."""
     target = Path(os.path.realpath(directory))
     own = {Path(os.path.realpath(source.path.parent)) for source in case.images.values()}
+    try:
+        among_images = holds_images(target)
+    except OSError as error:
+        raise unwritable(directory, error) from error
     if any(folder == target or folder in target.parents for folder in own):
         found = "the folder of the case itself" if target in own else "a place inside the case"
-    elif holds_images(target):
+    elif among_images:
         found = "a folder that holds the images of a case"
     else:
         return

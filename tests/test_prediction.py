@@ -1,6 +1,7 @@
 """What is put on disk is true, committed by its sidecar, and harms no file of anyone else."""
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import json
@@ -454,3 +455,14 @@ def test_resume_reads_no_input_that_is_no_image(
     t1.unlink()
     os.mkfifo(t1)
     assert _run(case, tiny_model, out, "--resume") == 3
+
+
+def test_a_folder_that_cannot_be_listed_is_an_output_that_cannot_be_written(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Path) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("runtime.prediction.holds_images", failing)
+    with pytest.raises(OutputError, match="Input/output error"):
+        plan_output(case, OutputOptions(tmp_path / "out"))
