@@ -100,6 +100,10 @@ def segment_cases(
             except OutputError:
                 raise
             except BratsError as error:
+                # Its traceback holds the frames, and with them the voxels, of a case that is over.
+                for one in (error, error.__cause__):
+                    if one is not None:
+                        one.with_traceback(None)
                 yield Outcome(job.case, job.plan, error=error)
 
 

@@ -105,7 +105,7 @@ def test_json_and_csv_hold_the_same_figures(tmp_path: Path, profile: str) -> Non
     write_csv(tmp_path / "e.csv", made)
     stored = json.loads((tmp_path / "e.json").read_text())
     assert list(stored) == [
-        "profile", "cases", "summary", "bootstrap", "missing", "missing_count_as",
+        "profile", "cases", "summary", "bootstrap", "missing", "missing_count_as", "warnings",
     ]  # fmt: skip
     assert stored["summary"]["ET"]["dice"]["mean"] == 0.5
     rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))

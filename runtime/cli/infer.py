@@ -11,7 +11,7 @@ from rich.console import Console
 
 from runtime.backends import BackendName, BackendOptions, Precision
 from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, run
-from runtime.errors import CohortError, InputError, UsageError
+from runtime.errors import BratsError, CohortError, InputError, UsageError
 from runtime.windows import Placement
 
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ def _segment(
         for problem in problems:
             view.problem(problem)
         with view:
-            outcomes = []
+            # Not the outcomes: of thousands of cases their sidecars would fill tens of megabytes.
+            failed: list[BratsError] = []
             for outcome in segment_cases(
                 jobs,
                 segmenter,
@@ -229,9 +230,10 @@ def _segment(
                 progress=view.progress,
                 look=_look(options, view),
             ):
-                outcomes.append(outcome)
+                if outcome.error is not None:
+                    failed.append(outcome.error)
                 view.done(outcome)
-    failed = [outcome.error for outcome in outcomes if outcome.error is not None] + problems
+    failed += problems
     if failed and count == 1:
         raise failed[0]
     if failed:

@@ -179,6 +179,8 @@ class Harm:
             if not entry.endswith((b".json", b".html")):
                 figures.label_maps += entry.endswith(b"_seg.nii.gz")
                 continue
+            if os.path.islink(os.path.join(out, entry)):
+                continue  # planted, and left by a run that ended before it wrote
             with open(os.path.join(out, entry), "rb") as file:
                 page = file.read().decode(errors="surrogateescape")
             if found := CONTROL.search(page):

@@ -11,7 +11,7 @@ from tests.soak.bar import LINUX, Figures, bar, times, worker
 
 pytestmark = pytest.mark.skipif(not LINUX, reason="what a process holds is read from Linux's /proc")
 
-LIMIT_MIB = 20
+LIMIT_MIB = 20e6 / 2**20
 SHAPE = (40, 32, 32)
 CASE_MIB = 4 * 2 * 40 * 32 * 32 / 2**20  # its voxels, int16
 
