@@ -246,16 +246,18 @@ def test_shear_is_refused_where_rounding_cannot_explain_it() -> None:
     ],
 )
 @pytest.mark.parametrize("size", [348, 540])
+@pytest.mark.parametrize("smaller", [1.0, 0.5])
 def test_units_become_millimetres(
-    size: int, units: str, scale: float, spacing: float, told: str
+    size: int, units: str, scale: float, spacing: float, told: str, smaller: float
 ) -> None:
-    stored = np.diag([scale, scale, scale, 1]) @ LPS
+    placed = LPS @ np.diag([smaller, smaller, smaller, 1])
+    stored = np.diag([scale, scale, scale, 1]) @ placed
     header = parse(made(size, qform=stored, sform=stored, units=units))
-    np.testing.assert_allclose(header.grid.affine, LPS, rtol=1e-5)
-    np.testing.assert_allclose(header.grid.spacing, spacing, rtol=1e-5)
+    np.testing.assert_allclose(header.grid.affine, placed, rtol=1e-5)
+    np.testing.assert_allclose(header.grid.spacing, spacing * smaller, rtol=1e-5)
     for form in (header.grid.qform, header.grid.sform):
         assert form is not None
-        np.testing.assert_allclose(form, LPS, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(form, placed, rtol=1e-5, atol=1e-5)
     assert len(header.warnings) == bool(told)
     assert not told or told in header.warnings[0]
 
