@@ -55,7 +55,7 @@ def only_writer(directory: Path) -> Iterator[None]:
             remedy="check its permissions, or choose another output",
         ) from error
     try:
-        if not _held(descriptor):
+        if not held(descriptor):
             raise OutputError(
                 directory,
                 found="another process that writes into it",
@@ -69,7 +69,8 @@ def only_writer(directory: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _held(descriptor: int) -> bool:
+def held(descriptor: int) -> bool:
+    """As `try_lock`; True too where the file system has no locks: then nobody is kept out."""
     try:
         return try_lock(descriptor)
     except OSError:

@@ -31,7 +31,8 @@ _PLAUSIBLE_MM: Final = (0.05, 20.0)
 def read_grid(path: Path, fields: Any, shape: tuple[int, int, int], warnings: list[str]) -> Grid:
     """Where a header puts its voxels.
 
-    The sform where it has one, else the qform, else the voxel sizes alone, as nibabel does.
+    The sform where it has one, else the qform, else the voxel sizes alone, as nibabel does; but a
+    form of no use is passed over where the other is sound.
 
     Args:
         path: of the file, for the error.
@@ -44,7 +45,8 @@ def read_grid(path: Path, fields: Any, shape: tuple[int, int, int], warnings: li
         The grid in mm; `qform` and `sform` are those that can be used.
 
     Raises:
-        InputError: no affine of use, one with shear, or two that disagree on the axes.
+        InputError: no affine of use, no other than one with shear, or two that disagree on the
+            axes.
     """
     q_code = _code("qform", int(fields["qform_code"]), warnings)
     s_code = _code("sform", int(fields["sform_code"]), warnings)

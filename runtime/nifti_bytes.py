@@ -10,6 +10,8 @@ import io
 import os
 import stat
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -55,24 +57,9 @@ def read_stored(path: Path) -> Stored:
         InputError: it cannot be opened, is no regular file, no NIfTI file of three or four axes,
             damaged, or of other than the bytes that its header promises.
     """
-    try:
-        # A pipe would keep an ordinary open waiting for its writer.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb", buffering=0) as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise damaged(path, f"a {_kind(status.st_mode)}", "give the image file itself")
-            start = file.read(_START)
-            _check_stored(path, start, status.st_size)
-            stored = _read_all(file, start, status.st_size)
-    except OSError as error:
-        raise InputError(
-            path,
-            found=error.strerror or type(error).__name__,
-            expected="a readable file",
-            remedy="check the path and its permissions",
-        ) from error
-    if len(stored) != status.st_size:
+    with _opened(path) as (file, start, size):
+        stored = _read_all(file, start, size)
+    if len(stored) != size:
         remedy = "wait until it is written, and run again"
         raise damaged(path, "a file that changes while it is read", remedy)
     digest = hashlib.sha256(stored).hexdigest()
@@ -95,17 +82,28 @@ def stored_digest(path: Path) -> str:
         InputError: as for `read_stored`, as far as the header and the file's size tell.
     """
     digest = hashlib.sha256()
+    with _opened(path) as (file, part, _):
+        while part:
+            digest.update(part)
+            part = file.read(_PART)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.FileIO, bytes, int]]:
+    """A regular file that is no longer than what it says it holds: the open file, the first bytes,
+    which have been read from it, and its size.
+    """
     try:
+        # A pipe would keep an ordinary open waiting for its writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(descriptor, "rb", buffering=0) as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise damaged(path, f"a {_kind(status.st_mode)}", "give the image file itself")
-            part = file.read(_START)
-            _check_stored(path, part, status.st_size)
-            while part:
-                digest.update(part)
-                part = file.read(_PART)
+            start = file.read(_START)
+            _check_stored(path, start, status.st_size)
+            yield file, start, status.st_size
     except OSError as error:
         raise InputError(
             path,
@@ -113,7 +111,6 @@ def stored_digest(path: Path) -> str:
             expected="a readable file",
             remedy="check the path and its permissions",
         ) from error
-    return digest.hexdigest()
 
 
 def content(path: Path, stored: Data) -> tuple[Header, Data]:

@@ -71,7 +71,7 @@ class OutputPlan:
 
     def files(self) -> tuple[Path, ...]:
         """Every file that a run on this case writes, or removes as a leftover of an earlier one."""
-        return (self.labels, *self.beside(), self.sidecar)
+        return (*self.written(), self.other_labels)
 
     def written(self) -> tuple[Path, ...]:
         """Every file that this case may become."""

@@ -19,7 +19,9 @@ from runtime.ops import Array, ArrayOps, Box, Statistics
 SPACING_TOLERANCE: Final = 0.05
 """Relative deviation from the card's spacing that is still taken as the same."""
 MAX_BRAIN: Final = 0.6
-"""Part of a volume that a skull-stripped brain does not exceed; 0.13 to 0.20 in BraTS."""
+"""Part of a volume that a skull-stripped brain does not exceed; 0.13 to 0.20 in BraTS, and about
+half of a box that fits it tightly.
+"""
 MIN_MEAN: Final = 0.2
 """Standard deviations that the mean of a brain's intensities exceeds; 1.7 to 7.3 in BraTS."""
 # Below this part of the mean a standard deviation is the rounding of a constant image's sums.

@@ -10,6 +10,7 @@ from typing import IO, Any, Final
 
 from runtime.atomic import unwritable, write_text
 from runtime.errors import UsageError
+from runtime.lock import held
 from runtime.metrics import SCORED
 
 COLUMNS: Final = (
@@ -186,19 +187,13 @@ def claimed(run: RunDir, fresh: bool, may_rename: bool = False) -> Iterator[RunD
 
 def _lock(path: Path, file: IO[str]) -> None:
     """Until the file is closed; the system forgets it with the process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no advisory locks.
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not held(file.fileno()):
         raise UsageError(
             path,
             found="a run that another process is training",
             expected="one that nobody writes to",
             remedy="wait for it, or choose another with --name",
-        ) from error
+        )
 
 
 def _taken(path: Path) -> UsageError:

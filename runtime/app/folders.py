@@ -13,6 +13,8 @@ import weakref
 from pathlib import Path
 from typing import Final
 
+from runtime.lock import try_lock
+
 _PREFIX: Final = "brats-app-server-"
 
 
@@ -80,11 +82,10 @@ def _lock(path: Path) -> int | None:
     """
     if sys.platform == "win32":
         return None
-    import fcntl
-
     opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(opened):
+            raise BlockingIOError(f"{path} is locked")
     except OSError:
         os.close(opened)
         raise

@@ -16,8 +16,8 @@ from runtime.errors import InputError
 from runtime.grid import check_same_grid
 from runtime.labels import MODALITIES, Convention
 from runtime.naming import is_nifti
+from runtime.preprocess import SPACING_TOLERANCE
 
-_SPACING: Final = 0.05
 # Cosine of 5 degrees: BraTS's images lie along the anatomical axes.
 _OBLIQUE: Final = 0.9962
 # Brains of one case overlap by 0.983 or more in 25 real cases (1.000 in 24 of them), those of two
@@ -149,7 +149,7 @@ def _spacing(images: Mapping[str, Facts]) -> list[Finding]:
     found: dict[str, Finding] = {}
     for facts in images.values():
         grid = facts.grid
-        if max(abs(size - 1) for size in grid.spacing) > _SPACING:
+        if max(abs(size - 1) for size in grid.spacing) > SPACING_TOLERANCE:
             shown = "x".join(f"{size:.3g}" for size in grid.spacing)
             text = f"spacing {shown} mm, BraTS models expect 1x1x1; resample the case"
             found.setdefault(text, warning("spacing", text))

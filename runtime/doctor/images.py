@@ -12,11 +12,10 @@ from runtime.doctor.findings import Finding, error, warning
 from runtime.errors import InputError
 from runtime.grid import Grid
 from runtime.nifti import read_image
+from runtime.preprocess import MAX_BRAIN
 
 Mask = npt.NDArray[np.bool_]
 
-# A stripped brain is about a sixth of BraTS's grid, and half of a box that fits it tightly.
-_SKULL: Final = 0.6
 # A background that is not 0 is one value, in all corners and in a good part of the volume.
 _BACKGROUND: Final = 0.2
 # Scans have thousands of grey values, all of them positive. How "z-score" is meant differs (over
@@ -185,7 +184,7 @@ def _intensities(
             "before it was normalised or interpolated"
         )
         found.append(warning("negative", text, modality))
-    if facts.brain > _SKULL:
+    if facts.brain > MAX_BRAIN:
         text = f"{modality}: {facts.brain:.0%} of the voxels are not 0; is the skull on? strip it"
         found.append(warning("skull", text, modality))
     found += _narrow(modality, facts, values)

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from tests.catalogue.scene import (
     LPS,
@@ -68,7 +69,7 @@ def in_place_of(make: Any) -> Any:
 
 def without_rights(s: Scene) -> None:
     if os.geteuid() == 0:
-        raise NotImplementedError("the superuser can read everything")
+        pytest.skip("the superuser can read everything")
     s.path().chmod(0)
 
 

@@ -72,8 +72,8 @@ class Scene:
         given: what the command is asked to segment.
         flags: added to the command.
         around: entered while the command runs.
-        expected: label map (X, Y, Z) that must come out, where the spoilt case has one; None takes
-            the healthy case's.
+        turn: brings the label map (X, Y, Z) that comes out to the healthy case's order; None leaves
+            it.
     """
 
     root: Path
