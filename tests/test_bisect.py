@@ -109,6 +109,17 @@ def test_either_of_two_suffices() -> None:
     assert found(kept) == {"part2"}
 
 
+def test_what_becomes_needless_once_another_has_gone_is_dropped_too() -> None:
+    """The first is needed beside the second, and no more without it: one pass does not see that."""
+    first, second, third = names = named(3)
+    passing = ({*names}, {first, third}, {third})
+    oracle = Oracle(lambda kept: kept in passing, lambda kept: set(names))
+    kept = find_kept(names, oracle)
+    assert {second, third} in oracle.asked
+    assert found(kept) == {third}
+    assert kept.minimal
+
+
 def test_suspects_are_kept_without_bisection() -> None:
     needed = {"part3", "part4", "part11"}
 

@@ -450,7 +450,7 @@ FAULTS = (
         "export/bisect.py",
         "                    kept -= {name}\n                    shrunk = True",
         "                    kept -= {name}",
-        "tests/test_bisect.py::test_any_function_at_all_ends_in_a_set_that_passes_and_is_1_minimal",
+        "tests/test_bisect.py::test_what_becomes_needless_once_another_has_gone_is_dropped_too",
     ),
     Fault(
         "average-of-the-newest-alone",
