@@ -15,7 +15,7 @@ from runtime.errors import InputError
 from runtime.grid import Grid
 from runtime.nifti_affine import read_grid
 
-Data = bytes | bytearray
+Data = bytes | bytearray | memoryview
 
 HEADER_BYTES: Final = 544
 """Bytes that hold either header and the four after it, which say whether extensions follow."""
@@ -146,7 +146,7 @@ def _size_and_order(path: Path, raw: Data) -> tuple[int, Literal["little", "big"
 
 def _no_nifti(path: Path, raw: Data) -> InputError:
     """What a file is that is none, where its first bytes tell."""
-    start = raw[:512].lstrip().lower()
+    start = bytes(raw[:512]).lstrip().lower()
     if not raw:
         return damaged(path, "an empty file")
     if start.startswith(b"version https://git-lfs"):
