@@ -10,14 +10,11 @@ from typing import Any
 from runtime.case import Case
 from runtime.errors import BratsError, OutputError, UsageError
 from runtime.nifti import Volume, load
-from runtime.prediction import OutputOptions, OutputPlan, is_complete, plan_output, save
-from runtime.segmenter import Prediction, Segmenter
+from runtime.prediction import Look, OutputOptions, OutputPlan, is_complete, plan_output, save
+from runtime.segmenter import Segmenter
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
-Look = Callable[[Prediction, OutputPlan, dict[str, Any]], None]
-"""look(prediction, plan, sidecar): whatever else is to be made of a prediction, such as a picture.
-"""
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def segment_cases(
         segmenter: used for all of them.
         resume: leave out cases whose earlier result still stands.
         progress: called after each step of windows.
-        look: called after a case has been saved.
+        look: draws the pages that lie beside a label map.
 
     Raises:
         OutputError: an output cannot be written: then none of those that follow could be either.
@@ -125,8 +122,5 @@ def _segment(
         if progress is not None:
             progress(job.case, done, total)
 
-    prediction = segmenter.segment(volume, tell)
-    sidecar = save(prediction, job.plan, settings, load_seconds)
-    if look is not None:
-        look(prediction, job.plan, sidecar)
+    sidecar = save(segmenter.segment(volume, tell), job.plan, settings, load_seconds, look)
     return Outcome(job.case, job.plan, sidecar)

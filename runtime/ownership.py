@@ -24,8 +24,12 @@ def written_by(sidecar: Path) -> dict[str, str]:
     """File name to SHA-256 of what the sidecar vouches for; empty where it is not one of ours."""
     try:
         value = read_json(sidecar)
-        output = value["output"]
-        entries = [output, output["probabilities"]] if "probabilities" in output else [output]
+        output, run = value["output"], value["run"]
+        entries = [
+            output,
+            *(output[kind] for kind in ("probabilities",) if kind in output),
+            *(run[kind] for kind in ("preview", "report") if kind in run),
+        ]
         if value["schema"] != SIDECAR_SCHEMA or "backend" not in value:
             return {}
         return {str(entry["file"]): str(entry["sha256"]) for entry in entries}

@@ -1,17 +1,14 @@
-"""Put a prediction on disk: label map, probabilities, and last the sidecar, which is the commit
-record.
+"""Put a prediction on disk: label map, whatever else was asked for, and last the sidecar, which is
+the commit record.
 """
 
-import io
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import remove, unwritable, write_bytes, write_json
@@ -49,6 +46,23 @@ class OutputOptions:
     resume: bool = False
     preview: bool = False
     report: bool = False
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What shows a prediction to a person; None where it was not asked for.
+
+    Attributes:
+        preview: PNG, marked as ours.
+        report: HTML, marked as ours.
+    """
+
+    preview: bytes | None = None
+    report: bytes | None = None
+
+
+Look = Callable[[Prediction, dict[str, Any]], Pages]
+"""look(prediction, sidecar): draw its pages; the sidecar is complete but for their hashes."""
 
 
 @dataclass(frozen=True)
@@ -160,19 +174,22 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
 
 def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[str, Any]) -> bool:
     """Whether the sidecar says that this very input, model and settings made the label map that
-    lies there, and whatever was asked for lies beside it.
+    lies there, and whatever else was asked for.
     """
     try:
         sidecar = read_json(plan.sidecar)
+        known = written_by(plan.sidecar)
+        probabilities = (plan.probabilities,) if settings.get("probabilities") else ()
         return bool(
             sidecar["schema"] == SIDECAR_SCHEMA
             and sidecar["model"]["sha256"] == model_sha256
             and sidecar["convention"] == plan.convention
             and sidecar["settings"] == json.loads(json.dumps(settings))
             and sidecar["output"]["file"] == plan.labels.name
-            and sidecar["output"]["sha256"] == sha256_of(plan.labels.read_bytes())
-            and (not settings.get("probabilities") or _probabilities_are(sidecar, plan))
-            and all(path.is_file() for path in plan.looked_at)
+            and all(
+                path.name in known and known[path.name] == sha256_of(path.read_bytes())
+                for path in (plan.labels, *plan.looked_at, *probabilities)
+            )
             and sidecar["inputs"]
             == {
                 modality: {"sha256": stored_digest(source.path)}
@@ -183,27 +200,21 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
         return False
 
 
-def _probabilities_are(sidecar: dict[str, Any], plan: OutputPlan) -> bool:
-    written = sidecar["output"]["probabilities"]
-    return bool(
-        written["file"] == plan.probabilities.name
-        and written["sha256"] == sha256_of(plan.probabilities.read_bytes())
-    )
-
-
 def save(
     prediction: Prediction,
     plan: OutputPlan,
     settings: dict[str, Any] | None = None,
     load_seconds: float | None = None,
+    look: Look | None = None,
 ) -> dict[str, Any]:
-    """Write label map, probabilities if there are any, then the sidecar.
+    """Write label map, probabilities if there are any, pages if there are to be, then the sidecar.
 
     Args:
         prediction: what was segmented.
         plan: from `plan_output`.
         settings: the options that shape the result, for `is_complete`.
         load_seconds: time spent reading the case.
+        look: draws the pages.
 
     Returns:
         The sidecar's content.
@@ -228,6 +239,10 @@ def save(
     windows = prediction.plan
     timings = {} if load_seconds is None else {"load": load_seconds}
     timings |= asdict(prediction.timings) | {"save": save_seconds}
+    run: dict[str, Any] = {
+        "version": __version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     sidecar = {
         "schema": SIDECAR_SCHEMA,
         "research_use": DISCLAIMER,
@@ -262,39 +277,19 @@ def save(
         "volumes_ml": volumes_ml(prediction.labels, grid.spacing),
         "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
         "warnings": [*prediction.warnings, *plan.warnings],
-        "run": {
-            "version": __version__,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        },
+        "run": run,
     }
+    pages = Pages() if look is None else look(prediction, sidecar)
+    for kind, path, page in (
+        ("preview", plan.preview, pages.preview),
+        ("report", plan.report, pages.report),
+    ):
+        if page is not None:
+            write_bytes(path, page)
+            # Under "run": a page tells when it was made, and so differs between equal runs.
+            run[kind] = {"file": path.name, "sha256": sha256_of(page)}
     write_json(plan.sidecar, sidecar)
     return sidecar
-
-
-def write_preview(plan: OutputPlan, picture: Image.Image) -> None:
-    """Write the picture of a prediction, marked as ours.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    marks = PngInfo()
-    marks.add_text("Software", INTENT_NAME)
-    data = io.BytesIO()
-    picture.save(data, "PNG", pnginfo=marks)
-    write_bytes(plan.preview, data.getvalue())
-
-
-def write_report(plan: OutputPlan, page: str) -> None:
-    """Write the page of a prediction, which carries our mark already.
-
-    Args:
-        plan: from `plan_output`.
-        page: from `report.html_report`.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    write_bytes(plan.report, page.encode())
 
 
 def _refuse_input_folders(case: Case, directory: Path) -> None:

@@ -1,5 +1,6 @@
 """A picture of a prediction: the tumour's largest axial slice in all modalities, with volumes."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -7,11 +8,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from runtime import DISCLAIMER
 from runtime.labels import MODALITIES, LabelMap
 from runtime.measure import brain_of, check_shape, volumes_ml
-from runtime.nifti import Volume
+from runtime.nifti import INTENT_NAME, Volume
 from runtime.overlay import LABEL_COLOURS, LABEL_NAMES, Overlay, Rgb
 from runtime.planes import (
     Contrast,
@@ -87,6 +89,15 @@ def preview(volume: Volume, labels: LabelMap, truth: LabelMap | None = None) -> 
     _legend(draw, _HEAD + 2 * _SIDE + _GAP, predicted, true)
     draw.text((_MARGIN, picture.height - 30), DISCLAIMER, _DIM, _font(14))
     return picture
+
+
+def marked_png(picture: Image.Image) -> bytes:
+    """A picture as PNG that is known as ours, with or without its sidecar."""
+    marks = PngInfo()
+    marks.add_text("Software", INTENT_NAME)
+    data = io.BytesIO()
+    picture.save(data, "PNG", pnginfo=marks)
+    return data.getvalue()
 
 
 def _cut(volume: Volume, labels: LabelMap, truth: LabelMap | None) -> _Slice:

@@ -1,6 +1,7 @@
 """brats-infer from its command line: exit codes, one sentence per error, nothing half written."""
 
 import gzip
+import hashlib
 import json
 import shutil
 import subprocess
@@ -448,6 +449,9 @@ def test_a_report_is_written_beside_and_goes_with_its_label_map(infer: Any, case
         sidecar["run"]["finished"],
     ):
         assert told in page
+    for kind, name in (("preview", "X_preview.png"), ("report", "X_report.html")):
+        digest = hashlib.sha256((out / name).read_bytes()).hexdigest()
+        assert sidecar["run"][kind] == {"file": name, "sha256": digest}
     code, err, _ = infer(case_dir, "--report")
     assert code == 2
     sentence(err, "--overwrite")
@@ -474,6 +478,11 @@ def test_resuming_makes_the_pictures_that_an_earlier_run_left_out(
     assert "already done" in infer(case_dir, "--resume", "--report")[1]
     assert "already done" not in infer(case_dir, "--resume", "--report", "--preview")[1]
     assert (out / "X_preview.png").is_file()
+    # A page that says something else than what was written is nobody's to pass over in silence.
+    (out / "X_report.html").write_text("<!doctype html> 0 ml")
+    code, err, _ = infer(case_dir, "--resume", "--report", "--preview")
+    assert code == 2
+    sentence(err, "X_report.html", "edited after it was written", "--overwrite")
 
 
 def test_a_report_that_a_killed_run_left_is_known_as_ours(infer: Any, case_dir: Path) -> None:

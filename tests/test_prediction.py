@@ -26,10 +26,10 @@ from runtime.nifti import load
 from runtime.prediction import (
     OutputOptions,
     OutputPlan,
+    Pages,
     is_complete,
     plan_output,
     save,
-    write_report,
 )
 from runtime.report import html_report
 from runtime.segmenter import Prediction, Timings
@@ -277,10 +277,20 @@ def test_another_model_setting_convention_or_name_is_not_complete(
 
 
 def test_a_report_goes_with_the_label_map_that_it_shows(case: Case, done: OutputPlan) -> None:
-    page = html_report(predicted(case), json.loads(done.sidecar.read_text()))
-    write_report(done, page)
+    again = plan_output(case, OutputOptions(done.labels.parent, overwrite=True, report=True))
+    drawn: list[str] = []
+
+    def look(prediction: Prediction, sidecar: dict[str, Any]) -> Pages:
+        assert not done.sidecar.exists()  # it is written last
+        drawn.append(html_report(prediction, sidecar))
+        return Pages(report=drawn[0].encode())
+
+    save(predicted(case), again, SETTINGS, look=look)
     assert done.report.name == "X_report.html"
-    assert done.report.read_text(encoding="utf-8") == page
+    assert done.report.read_text(encoding="utf-8") == drawn[0]
+    assert is_complete(again, case, "ab" * 32, SETTINGS)
+    done.report.write_text(drawn[0].replace("ml", "mg"), encoding="utf-8")
+    assert not is_complete(again, case, "ab" * 32, SETTINGS)
     with pytest.raises(UsageError, match="earlier prediction"):
         plan_output(case, OutputOptions(done.labels.parent))
     plan = plan_output(case, OutputOptions(done.labels.parent, overwrite=True))

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from runtime.case import Case
     from runtime.cli.infer_log import InferLog
     from runtime.cli.infer_view import InferView
-    from runtime.cohort import Look
-    from runtime.prediction import OutputPlan
+    from runtime.prediction import Look, Pages
     from runtime.segmenter import Prediction
 
 
@@ -251,9 +250,9 @@ def _look(options: InferArgs, view: "InferLog | InferView") -> "Look | None":
     if not (options.preview or options.report):
         return None
 
-    def look(prediction: "Prediction", plan: "OutputPlan", sidecar: dict[str, Any]) -> None:
-        from runtime.prediction import write_preview, write_report
-        from runtime.preview import preview
+    def look(prediction: "Prediction", sidecar: dict[str, Any]) -> "Pages":
+        from runtime.prediction import Pages
+        from runtime.preview import marked_png, preview
         from runtime.report import html_report
         from runtime.truth import load_truth
 
@@ -263,9 +262,9 @@ def _look(options: InferArgs, view: "InferLog | InferView") -> "Look | None":
                 truth = load_truth(volume.case, volume, options.truth_labels, "--truth-labels")
             except InputError as error:
                 view.note(f"shown without truth: {error}", volume.case)
-        if options.preview:
-            write_preview(plan, preview(volume, prediction.labels, truth))
-        if options.report:
-            write_report(plan, html_report(prediction, sidecar, truth))
+        return Pages(
+            marked_png(preview(volume, prediction.labels, truth)) if options.preview else None,
+            html_report(prediction, sidecar, truth).encode() if options.report else None,
+        )
 
     return look
