@@ -82,6 +82,34 @@ def test_errors_are_events_too(
     assert only["found"] == "nothing"
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["X", "--overlp", "0.5"], "Unrecognized options: --overlp, 0.5"),
+        (["X", "--backend", "tpu"], "invalid choice 'tpu' for argument '--backend'"),
+        ([], "Missing from brats-infer: CASE_OR_FOLDER"),
+    ],
+)
+def test_a_command_line_that_does_not_fit_is_an_event_too(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*flags, "--log-json"])
+    shown = capsys.readouterr()
+    assert not shown.out
+    (line,) = shown.err.splitlines()
+    event = json.loads(line)
+    assert (event["event"], event["kind"], event["exit_code"]) == ("failed", "UsageError", 2)
+    assert event["found"].startswith(told)
+    assert "─" not in event["found"]
+
+
+def test_help_is_help_beside_log_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help", "--log-json"])
+    assert "--log-json" in capsys.readouterr().out
+
+
 def test_a_name_makes_no_line_and_no_colour_of_its_own(
     named_case: tuple[str, Path],
     tiny_model: Path,

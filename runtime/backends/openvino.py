@@ -173,5 +173,5 @@ def _check_finite(model: openvino.Model, artefact: str) -> None:
                 artefact,
                 found=f"weights that are NaN or infinite ({node.get_friendly_name()})",
                 expected="finite ones",
-                remedy="export the model again, from a checkpoint of before the loss was lost",
+                remedy="export the model again, from a checkpoint whose weights are finite",
             )

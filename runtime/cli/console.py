@@ -1,10 +1,12 @@
 """What all commands share: arguments from a dataclass, errors as one sentence, exit codes."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -12,7 +14,14 @@ from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
 from runtime.cli.events import log_error, log_event
-from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, InputError, OutputError
+from runtime.errors import (
+    EXIT_INTERRUPTED,
+    BratsError,
+    ComputeError,
+    InputError,
+    OutputError,
+    UsageError,
+)
 from runtime.labels import Convention
 from runtime.model_card import Shape3
 
@@ -65,13 +74,43 @@ def parse(kind: type[Args], program: str, description: str, args: Sequence[str] 
         if "--version" in given:
             print(f"{program} {__version__}")
             raise SystemExit(0)
-        return tyro.cli(
-            kind,
-            prog=program,
-            description=f"{description}\n\n{DISCLAIMER}",
-            args=given,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues),
+        with _refusal_as_event() if "--log-json" in given else nullcontext():
+            return tyro.cli(
+                kind,
+                prog=program,
+                description=f"{description}\n\n{DISCLAIMER}",
+                args=given,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.EnumChoicesFromValues),
+            )
+
+
+@contextmanager
+def _refusal_as_event() -> Iterator[None]:
+    """Tell as one event what tyro draws a box around."""
+    with redirect_stderr(io.StringIO()) as drawn:
+        try:
+            yield
+            return
+        except SystemExit as left:
+            code = left.code
+    if code:
+        # Drawn in ASCII where the terminal has no more: then a rule stands below the title too.
+        lines = [line.strip("│╭╮╰╯ ") for line in drawn.getvalue().splitlines()[1:]]
+        parts = [
+            " ".join(filter(None, part))
+            for is_rule, part in groupby(lines, lambda line: bool(line) and set(line) <= {"─", "-"})
+            if not is_rule
+        ]
+        # What follows the first part is help.
+        log_error(
+            UsageError(
+                "command line",
+                found=next(iter(parts), "arguments that do not fit"),
+                expected="arguments that fit",
+                remedy="see --help",
+            )
         )
+    raise SystemExit(code)
 
 
 @contextmanager
