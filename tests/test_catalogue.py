@@ -81,7 +81,7 @@ def test_each_row(
     assert "Traceback" not in told
     assert code == row.code, told
     if row.outcome == "error":
-        check_error(row, told)
+        check_error(row, made, told)
         if row.code != 6:
             assert set(label_maps(made)) == before
         return
@@ -103,14 +103,26 @@ def test_each_row(
     assert b"Jane Doe" not in b"".join(unpacked(path) for path in made.out.glob("*.nii.gz"))
 
 
-def check_error(row: Row, told: str) -> None:
-    """One sentence with all its parts; an interrupted command says just that."""
+def check_error(row: Row, made: Scene, told: str) -> None:
+    """One sentence with all its parts, about a file or folder that is there, or about an option; an
+    interrupted command says just that.
+    """
     if row.code == 130:
         assert told.endswith("interrupted\n")
         return
     (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
     for part in (": found ", ", expected ", "; "):
         assert part in line
+    where = line.removeprefix("error: ").partition(": found ")[0]
+    if row.area == "Runs" or row.name == "no model directory":
+        assert (
+            where.startswith("--") or where in made.flags or Path(where).is_relative_to(made.root)
+        )
+    else:
+        spoilt = made.model if row.area == "Models" else made.case
+        # What is scored against a label map; what two folders of one name would both become.
+        others = {made.root / "X.nii", made.out}
+        assert Path(where).is_relative_to(spoilt) or Path(where) in others
     # Of many cases the error that ends the command only counts those that failed.
     said = " ".join(told.split()) if row.code == 6 else line
     assert all(part in said for part in row.told), said

@@ -906,7 +906,7 @@ def test_auto_takes_the_certified_engine_first_then_its_fp32_one(copied: Path) -
     with fake_gpu() as machine:
         with opened(ModelDir.open(copied), BackendOptions()) as backend:
             assert backend.info == BackendInfo(
-                "trt", "cuda:0", "fp16", half.key.plan, half.sha256, "pass"
+                "trt", "cuda:0", "fp16", half.key.plan, half.sha256, "pass", directory=copied
             )
         # The driver was asked before TensorRT was touched.
         assert machine.asked[:2] == ["driver", "tensorrt"]

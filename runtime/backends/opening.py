@@ -181,6 +181,7 @@ def _open(
         sha256=model.hashes[artefact],
         certificate=verdict,
         fell_back_from=fell_back_from,
+        directory=model.path,
     )
     data = model.read(artefact)
     if name == "openvino":
@@ -232,6 +233,7 @@ def _open_trt(
         sha256=found.sha256,
         certificate=model.verdict(found.key.plan),
         fell_back_from=fell_back_from,
+        directory=model.path,
     )
     return TrtBackend(
         model.read(found.key.plan), model.card, info, found.key, library, _cupy_ops(index)

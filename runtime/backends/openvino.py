@@ -62,7 +62,7 @@ class OpenVinoBackend:
             self._model = self._core.read_model(model, b"")
         except RuntimeError as error:
             raise InputError(
-                info.artefact,
+                info.where,
                 found=f"a model OpenVINO cannot read ({str(error).strip().splitlines()[-1][:200]})",
                 expected="an ONNX file written by brats-export",
                 remedy="export the model again",
@@ -71,9 +71,9 @@ class OpenVinoBackend:
         stored = (
             self._model.get_rt_info(path).astype(str) if self._model.has_rt_info(path) else None
         )
-        check_card(card, stored, info.artefact)
-        _check_graph(self._model, card, info.artefact)
-        _check_finite(self._model, info.artefact)
+        check_card(card, stored, info.where)
+        _check_graph(self._model, card, info.where)
+        _check_finite(self._model, info.where)
         self._request: openvino.InferRequest | None = None
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._window: Shape3 | None = None
@@ -92,19 +92,19 @@ class OpenVinoBackend:
         if self._buffer.shape == shape:
             return
         # Before it is given a shape: OpenVINO would make a graph of another one fit.
-        _check_graph(self._model, self._card, self._info.artefact, window)
+        _check_graph(self._model, self._card, self._info.where, window)
         # A static shape lets oneDNN choose its kernels and layouts at compile time.
         static = self._model.clone()
         try:
             static.reshape(list(shape))
         except RuntimeError as error:
             raise InputError(
-                self._info.artefact,
+                self._info.where,
                 found=f"a graph that takes no input of {'x'.join(map(str, shape))}",
                 expected="the channels and axes that the model's card promises",
                 remedy="export the model again",
             ) from error
-        _check_graph(static, self._card, self._info.artefact, window)
+        _check_graph(static, self._card, self._info.where, window)
         try:
             compiled = self._core.compile_model(static, "CPU", self._settings)
             self._request = compiled.create_infer_request()
@@ -126,7 +126,7 @@ class OpenVinoBackend:
             outputs = self._request.get_output_tensor().data
             # Known only now where the graph leaves it open.
             given, taken = Tensor.of(outputs), Tensor.of(self._buffer)
-            check_tensors(self._card, [taken], [given], self._info.artefact, self._window)
+            check_tensors(self._card, [taken], [given], self._info.where, self._window)
             take(index, index + 1, outputs)
 
     def close(self) -> None:

@@ -46,8 +46,8 @@ class OrtBackend:
         # the peak.
         options.enable_cpu_mem_arena = False
         self._session = open_session(model, info, options, ["CPUExecutionProvider"])
-        check_card(card, stored_card(self._session), info.artefact)
-        check_graph(self._session, card, info.artefact)
+        check_card(card, stored_card(self._session), info.where)
+        check_graph(self._session, card, info.where)
         self._input = self._session.get_inputs()[0].name
         self._output = self._session.get_outputs()[0].name
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
@@ -63,7 +63,7 @@ class OrtBackend:
 
     def bind(self, window: Shape3, batch: int) -> None:
         check_window(self._card, window)
-        check_graph(self._session, self._card, self._info.artefact, window)
+        check_graph(self._session, self._card, self._info.where, window)
         # More than one window at a time gains nothing on a CPU and costs memory.
         self._window = window
         shape = (1, len(self._card.modalities), *window)
@@ -81,7 +81,7 @@ class OrtBackend:
                 raise stopped(self._info.device, error) from error
             # Known only now where the graph leaves it open.
             given, taken = Tensor.of(outputs), Tensor.of(self._buffer)
-            check_tensors(self._card, [taken], [given], self._info.artefact, self._window)
+            check_tensors(self._card, [taken], [given], self._info.where, self._window)
             take(index, index + 1, outputs)
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ def open_session(
         )
     except Exception as error:  # pybind's exceptions share no public base class
         raise InputError(
-            info.artefact,
+            info.where,
             found=f"a model ONNX Runtime cannot load ({first_line(error)})",
             expected="an ONNX file written by brats-export",
             remedy="export the model again",

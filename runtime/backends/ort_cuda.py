@@ -85,8 +85,8 @@ class OrtCudaBackend:
         self._binding: Any = None
         try:
             self._session = self._opened(model, options or CudaOptions())
-            check_card(card, stored_card(self._session), info.artefact)
-            check_graph(self._session, card, info.artefact)
+            check_card(card, stored_card(self._session), info.where)
+            check_graph(self._session, card, info.where)
         except BratsError:
             self.close()
             raise
@@ -112,7 +112,7 @@ class OrtCudaBackend:
             and batch in (len(self._inputs), self._asked)
         ):
             return
-        check_graph(self._session, self._card, self._info.artefact, window)
+        check_graph(self._session, self._card, self._info.where, window)
         self._fit(window, batch)
         self._asked = batch
 

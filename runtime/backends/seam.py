@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from runtime.errors import InputError, UsageError
@@ -32,6 +33,7 @@ class BackendInfo:
             "none".
         fell_back_from: the backend that `auto` would have preferred, and why it is not used;
             None if there is none.
+        directory: where the artefact lies, for errors alone; None if it is in no file yet.
     """
 
     name: str
@@ -41,6 +43,12 @@ class BackendInfo:
     sha256: str = ""
     certificate: str = "none"
     fell_back_from: str | None = None
+    directory: Path | None = None
+
+    @property
+    def where(self) -> str:
+        """What an error about the artefact names."""
+        return str(self.directory / self.artefact) if self.directory else self.artefact
 
 
 class Backend(Protocol):

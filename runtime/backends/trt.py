@@ -160,7 +160,7 @@ class TrtBackend:
         ]
         if len(inputs) != 1 or there != wanted:
             raise InputError(
-                self._info.artefact,
+                self._info.where,
                 found=f"an engine with tensors {' and '.join(there) or 'of no kind'}",
                 expected=" and ".join(wanted),
                 remedy="build it again with brats-export",
@@ -188,7 +188,7 @@ class TrtBackend:
         if "memory" in said.lower():
             raise self._failed("an engine that could not be loaded")
         raise InputError(
-            self._info.artefact,
+            self._info.where,
             found=f"an engine that {library} cannot load ({said})",
             expected="one that this version built on this GPU",
             remedy="build it again with brats-export",
