@@ -68,7 +68,7 @@ def test_files_are_the_same_bytes_however_they_come_about(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert told(again) == expected
-    # One case, then the others in reverse, with one reader at a time.
+    # One case, then the others in reverse.
     parts = tmp_path / "parts"
     cases = find_cases(cohort)
     assert main([str(cases[1].folder), *flags(tiny_model, parts, backend)]) == 0
@@ -82,6 +82,18 @@ def test_files_are_the_same_bytes_however_they_come_about(
     assert told(parts) == expected
     assert main([str(cohort), *flags(tiny_model, parts, backend), "--resume"]) == 0
     assert told(parts) == expected
+
+
+def test_readers_change_no_voxel(cohort: Path) -> None:
+    case = find_cases(cohort)[0]
+    one = load(case, workers=1)
+    for workers in (2, 3, 4, 9):
+        other = load(case, workers)
+        assert list(other.images) == list(one.images)
+        assert other.grid == one.grid
+        for modality, image in one.images.items():
+            assert other.images[modality].sha256 == image.sha256
+            np.testing.assert_array_equal(other.images[modality].voxels, image.voxels)
 
 
 def labels(case: Case, model: Path, backend: Any, threads: int, batch: int) -> npt.NDArray[Any]:
