@@ -38,6 +38,8 @@ class ExportArgs:
     """Also write a bf16 graph, certified likewise."""
     half_weights: bool = False
     """Store model.onnx's weights in fp16, at half the size; it computes in fp32 all the same."""
+    modes: bool = False
+    """Also certify the faster ways to run it that brats-infer --quality names, on all --cases."""
     strict_fp16: bool = False
     """Keep no layer of it in fp32: where one is needed, release nothing."""
     engines: Literal["auto", "no", "require"] = "auto"
@@ -173,7 +175,8 @@ def check_adding(options: ExportArgs) -> None:
         "--half-weights": options.half_weights,
         "--name": options.name is not None,
         "--runs": options.runs != RUNS,
-        "--engines no": options.engines == "no" and not (options.fp16 or options.bf16),
+        "--engines no": options.engines == "no"
+        and not (options.fp16 or options.bf16 or options.modes),
     }
     wrong = [flag for flag, is_given in given.items() if is_given]
     if wrong:

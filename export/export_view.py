@@ -4,14 +4,16 @@ The tables fit 80 columns. Lines that name files are never wrapped here, so that
 copied.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from export.fuse import FusionReport
+from export.modes import mean_over
 from export.produce import Product
+from runtime.labels import REGIONS
 
 
 def say(console: Console, line: str, style: str = "") -> None:
@@ -45,6 +47,8 @@ def show_product(product: Product, reference: str, console: Console) -> None:
     engines = certificate.get("engines")
     if engines is not None:
         console.print(engine_table(engines))
+    if certificate.get("modes"):
+        console.print(mode_table(certificate["modes"]))
     for entry in certificate["artefacts"]:
         kept = [part["part"] for part in entry.get("kept", {}).get("kept_fp32", ())]
         if kept and "built_from" not in entry:
@@ -103,6 +107,41 @@ def engine_table(engines: Mapping[str, Any]) -> Table:
     for one in engines["unusable"]:
         shown.add_row(one["file"], one["input_layout"], "", "", "unusable")
     return shown
+
+
+def mode_table(modes: Sequence[Mapping[str, Any]]) -> Table:
+    """What the faster modes lose: mean Dice per region, to the exact way and against truth.
+
+    Args:
+        modes: of parity.json.
+    """
+    shown = Table(title="Modes beside the exact way, mean Dice", title_justify="left")
+    shown.add_column("quality")
+    shown.add_column("region")
+    for name in ("to exact", "to truth", "exact's"):
+        shown.add_column(name, justify="right")
+    shown.add_column("times faster", justify="right")
+    shown.add_column("verdict")
+    for one in modes:
+        scored = [case["dice_to_truth"] for case in one["cases"] if "dice_to_truth" in case]
+        faster = "" if one["times_faster"] is None else f"{one['times_faster']:.1f}"
+        for region in REGIONS:
+            first = region == next(iter(REGIONS))
+            shown.add_row(
+                one["quality"] if first else "",
+                region,
+                _mean(one["cases"], "dice_to_exact", region),
+                _mean(scored, "mode", region),
+                _mean(scored, "exact", region),
+                faster if first else "",
+                one["verdict"] if first else "",
+            )
+    return shown
+
+
+def _mean(records: Sequence[Mapping[str, Any]], name: str, region: str) -> str:
+    mean = mean_over(records, name, region)
+    return "" if mean is None else f"{mean:.4f}"
 
 
 def _runner(entry: Mapping[str, Any]) -> str:

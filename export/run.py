@@ -17,6 +17,7 @@ from export.engine_choice import EngineChoice, add_engines, drop_unused_forms
 from export.engine_view import EngineView
 from export.engines import EngineDevice, EngineOptions
 from export.export_view import say, show_graph, show_product
+from export.modes import add_modes
 from export.parity import CaseList, Gate, Reference
 from export.precision import Reduced
 from export.produce import Parity, Product, Reductions, add_reduced, from_model, from_network
@@ -58,7 +59,8 @@ def export(options: ExportArgs, console: Console) -> None:
     out = Path(os.path.realpath(options.output or (model.path if model else WRITTEN)))
     check_target(out)
     kinds = _kinds(options)
-    device = _engine_device(options, model is not None and not kinds, console)
+    only_engines = model is not None and not kinds and not options.modes
+    device = _engine_device(options, only_engines, console)
     with console.status("starting") as status:
         told = _teller(status, console)
         if model is not None:
@@ -71,7 +73,12 @@ def export(options: ExportArgs, console: Console) -> None:
     # A product that fails the gate is not released, whatever its engines do.
     if device is not None and product.certificate["verdict"] != "fail":
         choice = _add_engines(product, device, options, parity, console)
-        refusal = _required(product, choice, options, adding=model is not None)
+        adding = model is not None and not options.modes
+        refusal = _required(product, choice, options, adding=adding)
+    if options.modes and product.certificate["verdict"] != "fail":
+        with console.status("modes beside the exact way"):
+            cases = parity_cases(options.data, options.cases, options.labels)
+            add_modes(product, cases, parity.source, options.threads)
     show_product(product, parity.reference.info.name, console)
     if refusal is not None:
         raise refusal

@@ -16,12 +16,13 @@ CARD: Final = "card.json"
 PARITY: Final = "parity.json"
 ONNX_FP32: Final = "model.onnx"
 ONNX_FP16: Final = "model.fp16.onnx"
+ONNX_INT8: Final = "model.int8.onnx"
 ONNX_BF16: Final = "model.bf16.onnx"
 WRITTEN: Final = Path("model")
 """Where brats-export writes a model unless told otherwise."""
 BUILT_IN: Final = Path(__file__).parent / "models" / "reference"
 """The reference model that is a part of this package, once one has been good enough."""
-_FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16"}
+_FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16", ONNX_INT8: " --int8"}
 
 Verdict = Literal["pass", "fail", "inconclusive", "none"]
 
@@ -153,7 +154,7 @@ def _certificate(path: Path, data: bytes) -> dict[str, Any]:
         raise unusable(path, f"invalid JSON ({words(error)})") from error
     if not isinstance(value, dict):
         raise unusable(path, "JSON that is not an object")
-    for part in ("artefacts", "refused"):
+    for part in ("artefacts", "refused", "modes"):
         listed = value.get(part, [])
         if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
             raise unusable(path, f"{part} that are not a list of objects")

@@ -15,6 +15,7 @@ from runtime.errors import InputError
 from runtime.model_card import ModelCard, Shape3
 from runtime.nifti import Volume
 from runtime.ops import Array, ArrayOps, Box, Statistics
+from runtime.windows import Patch
 
 SPACING_TOLERANCE: Final = 0.05
 """Relative deviation from the card's spacing that is still taken as the same."""
@@ -24,6 +25,10 @@ half of a box that fits it tightly.
 """
 MIN_MEAN: Final = 0.2
 """Standard deviations that the mean of a brain's intensities exceeds; 1.7 to 7.3 in BraTS."""
+LARGEST_BOX: Final = 1 << 23
+"""Voxels of the largest box that is run in one window: 2.3 times a brain's, and some 4 GB of
+activations on a CPU.
+"""
 # Below this part of the mean a standard deviation is the rounding of a constant image's sums.
 _CONSTANT: Final = 1e-6
 
@@ -99,7 +104,7 @@ class Prepared:
 
 
 def prepare(
-    volume: Volume, card: ModelCard, ops: ArrayOps, patch: Shape3, force_spacing: bool = False
+    volume: Volume, card: ModelCard, ops: ArrayOps, patch: Patch, force_spacing: bool = False
 ) -> Prepared:
     """Orient, crop to the brain box and normalise.
 
@@ -113,12 +118,13 @@ def prepare(
         volume: raw voxels in file order.
         card: names the modalities, their order, orientation, spacing and normalisation.
         ops: the device.
-        patch: (X, Y, Z) that the box must at least have.
+        patch: (X, Y, Z) that the box must at least have; "box" rounds each axis of the box up to
+            the card's divisor.
         force_spacing: run on a spacing that is not the card's, with a warning.
 
     Raises:
-        InputError: a modality is missing or constant, the brain is empty, or the spacing
-            differs by more than 5%.
+        InputError: a modality is missing or constant, the brain is empty, the spacing differs by
+            more than 5%, or the box is too large for a single window.
     """
     warnings = [*volume.warnings]
     flips, axes = _orientation(volume, card)
@@ -143,6 +149,9 @@ def prepare(
             expected="skull-stripped images with background 0",
             remedy="check the preprocessing of this case",
         )
+    if patch == "box":
+        patch = _rounded(extent, card.divisor)
+        _check_box(volume, patch)
     placement = _extended(whole, extent, patch)
     voxels = ops.zeros((len(card.modalities), *placement.shape), np.float32)
     brain_only = card.normalisation == "zscore-brain"
@@ -226,6 +235,21 @@ def _check_spacing(
         expected=f"{wanted} mm, as the model was trained on",
         remedy="resample the case (BraTS preprocessing), or force it with --force-spacing",
     )
+
+
+def _rounded(extent: Box, divisor: int) -> Shape3:
+    x, y, z = (math.ceil((part.stop - part.start) / divisor) * divisor for part in extent)
+    return (x, y, z)
+
+
+def _check_box(volume: Volume, box: Shape3) -> None:
+    if math.prod(box) > LARGEST_BOX:
+        raise InputError(
+            next(iter(volume.images.values())).path,
+            found=f"a brain box of {'x'.join(map(str, box))}, too large for a single window",
+            expected=f"skull-stripped images, with a box of {LARGEST_BOX} voxels at most",
+            remedy="check the preprocessing of this case, or use --quality exact",
+        )
 
 
 def _extended(whole: BoxPlacement, extent: Box, patch: Shape3) -> BoxPlacement:

@@ -15,7 +15,7 @@ from runtime.nifti import Volume
 from runtime.ops import Array, Mark
 from runtime.postprocess import postprocess
 from runtime.preprocess import Prepared, prepare
-from runtime.windows import Placement, Stitcher, WindowPlan, importance_map, plan_windows
+from runtime.windows import Patch, Placement, Stitcher, WindowPlan, importance_map, plan_windows
 
 Progress = Callable[[int, int], None]
 """progress(done, total) in windows."""
@@ -32,20 +32,23 @@ class SegmentOptions:
     Attributes:
         overlap: fraction in [0, 1), or the stride in voxels per axis.
         placement: "fitted" or "stride"; see `windows.plan_windows`.
-        patch: window shape (X, Y, Z), multiples of the card's divisor.
+        patch: window shape (X, Y, Z), multiples of the card's divisor; or "box".
         batch: windows per step; a backend may choose fewer.
         probabilities: also return the blended class probabilities.
         force_spacing: run on a spacing that is not the model's.
         postprocess: do to the label map what the card asks for; False leaves it as after argmax.
+        quality: name of the certified mode that these options are, for the record; "" where they
+            are nobody's but the caller's.
     """
 
     overlap: float | Shape3 | None = None
     placement: Placement = "fitted"
-    patch: Shape3 | None = None
+    patch: Patch | None = None
     batch: int | None = None
     probabilities: bool = False
     force_spacing: bool = False
     postprocess: bool = True
+    quality: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,11 @@ class Segmenter:
         self.overlap = (
             card.inference.overlap if self.options.overlap is None else self.options.overlap
         )
-        check_window(card, self.patch)
+        if self.patch != "box":
+            check_window(card, self.patch)
         # A bad overlap or placement is found before a case is read.
-        plan_windows(self.patch, self.patch, self.overlap, self.options.placement)
+        patch = card.patch if self.patch == "box" else self.patch
+        plan_windows(patch, patch, self.overlap, self.options.placement)
 
     def segment(self, volume: Volume, progress: Progress | None = None) -> Prediction:
         """Segment one case.
@@ -207,6 +212,7 @@ class Segmenter:
         labels: Array,
         progress: Progress | None = None,
         case_id: str | None = None,
+        limit: int | None = None,
     ) -> Stitched:
         """Run all windows of a prepared case and put them together.
 
@@ -216,19 +222,16 @@ class Segmenter:
                 with or without its padding; the label map before post-processing is written there.
             progress: as for `segment`.
             case_id: names the case in an error.
+            limit: run no more than the first windows, to learn how long they take.
 
         Raises:
             ComputeError: the network fails or returns a value that is not finite.
         """
         ops, card = self.backend.ops, self.backend.card
         start = ops.mark()
-        plan = plan_windows(
-            prepared.placement.shape, self.patch, self.overlap, self.options.placement
-        )
-        if self._importance is None:
-            self._importance = ops.upload(importance_map(self.patch))
-        stitcher = Stitcher(plan, len(card.labels), ops, self._importance)
-        self.backend.bind(self.patch, min(self.batch, len(plan)))
+        plan, importance = self._plan(prepared.placement.shape)
+        stitcher = Stitcher(plan, len(card.labels), ops, importance)
+        self.backend.bind(plan.patch, min(self.batch, len(plan)))
         bound = ops.mark()
         gathers: list[tuple[Mark, Mark]] = []
         stitches: list[tuple[Mark, Mark]] = []
@@ -245,7 +248,7 @@ class Segmenter:
             if progress is not None:
                 progress(last, len(plan))
 
-        self.backend.run(len(plan), fill, take)
+        self.backend.run(min(len(plan), limit or len(plan)), fill, take)
         ran = ops.mark()
         non_finite = stitcher.count_non_finite()
         if non_finite:
@@ -266,6 +269,19 @@ class Segmenter:
             finish=ops.seconds(ran, done),
         )
         return Stitched(blended, plan, timings)
+
+    def _plan(self, shape: Shape3) -> tuple[WindowPlan, Array]:
+        """The windows of a box, and the importance of a window's voxels."""
+        ops = self.backend.ops
+        if self.patch == "box":
+            # One window alone: nothing is blended.
+            return plan_windows(shape, shape, 0.0), ops.upload(np.ones(shape, np.float32))
+        if self._importance is None:
+            self._importance = ops.upload(importance_map(self.patch))
+        return (
+            plan_windows(shape, self.patch, self.overlap, self.options.placement),
+            self._importance,
+        )
 
     def _pasted(self, prepared: Prepared, blended: Array) -> npt.NDArray[np.float32]:
         placement = prepared.placement

@@ -19,6 +19,9 @@ from runtime.model_card import Shape3
 from runtime.ops import Array, ArrayOps
 
 Placement = Literal["fitted", "stride"]
+Patch = Shape3 | Literal["box"]
+"""Shape of a window, or one window over the whole brain box, rounded up to the network's divisor.
+"""
 
 SIGMA: Final = 0.125
 """Standard deviation of the importance map, as a fraction of the patch."""

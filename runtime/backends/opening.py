@@ -14,8 +14,8 @@ from runtime.errors import (
     ParityError,
     UsageError,
 )
-from runtime.model_card import Shape3
 from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ModelDir
+from runtime.windows import Patch
 
 if TYPE_CHECKING:
     from runtime.ops.cupy import CupyOps
@@ -38,7 +38,7 @@ class BackendOptions:
         threads: CPU threads; None means one per core.
         uncertified: run an artefact that no parity certificate covers.
         patch: shape (X, Y, Z) of the windows that are to be run, which an engine must be built
-            for; None means the card's.
+            for; None means the card's; no engine is built for a "box".
     """
 
     backend: BackendName = "auto"
@@ -46,7 +46,7 @@ class BackendOptions:
     precision: Precision = "auto"
     threads: int | None = None
     uncertified: bool = False
-    patch: Shape3 | None = None
+    patch: Patch | None = None
 
 
 def open_backend(model: ModelDir, options: BackendOptions | None = None) -> Backend:
@@ -204,8 +204,15 @@ def _open_trt(
     from runtime.backends.trt import TrtBackend
     from runtime.engine import EngineRecord, find_engine
 
-    library, device = load_tensorrt(), gpu(index)
     window = options.patch or model.card.patch
+    if window == "box":
+        raise BackendUnavailableError(
+            "--backend trt",
+            found="one window over the brain box, whose shape differs from case to case",
+            expected="windows of the shape that an engine is built for",
+            remedy="use --quality exact, or --backend ort",
+        )
+    library, device = load_tensorrt(), gpu(index)
     found: EngineRecord | None = None
     first: BackendUnavailableError | None = None
     for precision in _engine_precisions(options.precision):

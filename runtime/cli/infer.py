@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from runtime.backends import BackendName, BackendOptions, Precision
-from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, run
+from runtime.backends import BackendName, Precision
+from runtime.cli.console import (
+    CommaShape,
+    ConventionFlag,
+    PatchFlag,
+    Seconds,
+    optional,
+    parse,
+    run,
+)
 from runtime.errors import BratsError, CohortError, InputError, UsageError
+from runtime.modes import Quality
 from runtime.windows import Placement
 
 if TYPE_CHECKING:
@@ -44,8 +53,12 @@ class InferArgs:
     """Stride in voxels instead of --overlap."""
     placement: Placement = "fitted"
     """fitted spreads the windows evenly; stride is MONAI's plan."""
-    patch: Annotated[CommaShape | None, optional("X,Y,Z")] = None
-    """Window shape; the model's own by default."""
+    patch: Annotated[PatchFlag | None, optional("X,Y,Z|box")] = None
+    """Window shape; the model's own by default; box is one window over the brain."""
+    quality: Quality = "exact"
+    """exact runs the model as its card says; its certificate says what the faster two lose."""
+    budget: Annotated[Seconds | None, optional("SECONDS")] = None
+    """Time for a case, such as 10s: take the best quality that keeps to it on this machine."""
     batch: Annotated[int | None, optional("N")] = None
     """Windows per step; a backend may take fewer."""
     threads: Annotated[int | None, optional("N")] = None
@@ -100,6 +113,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _infer(options: InferArgs, console: Console) -> int:
     from runtime.case import find_cases
+    from runtime.cli.infer_mode import check_mode_flags
     from runtime.strangers import refusal, set_apart
 
     if options.overlap is not None and options.stride is not None:
@@ -131,6 +145,7 @@ def _infer(options: InferArgs, console: Console) -> int:
             expected="both, as it takes what the check finds",
             remedy="add --check, or drop --json",
         )
+    check_mode_flags(options)
     channels = options.channels.split(",") if options.channels else None
     problems: list[InputError] = []
     cases = find_cases(options.case, channels, problems)
@@ -161,12 +176,13 @@ def _segment(
     from runtime.atomic import check_writable, sweep
     from runtime.backends import open_backend, open_spare
     from runtime.cli.infer_log import InferLog
+    from runtime.cli.infer_mode import how_to_run
     from runtime.cli.infer_view import InferView
     from runtime.cohort import plan_jobs, segment_cases
     from runtime.lock import only_writer
     from runtime.model_dir import BUILT_IN, find_model
     from runtime.prediction import OutputOptions
-    from runtime.segmenter import Segmenter, SegmentOptions
+    from runtime.segmenter import Segmenter
 
     count = len(cases) + len(problems)
     view = InferLog(count) if options.log_json else InferView(console, count)
@@ -185,14 +201,6 @@ def _segment(
         options.preview,
         options.report,
     )
-    wanted = BackendOptions(
-        options.backend,
-        options.device,
-        options.precision,
-        options.threads,
-        options.uncertified,
-        options.patch,
-    )
     with ExitStack() as held:
         if options.output.is_dir():
             held.enter_context(only_writer(options.output))
@@ -202,18 +210,11 @@ def _segment(
         if fresh:
             held.enter_context(only_writer(options.output))
         sweep(options.output)
+        wanted, segmenting = how_to_run(options, model, cases, view)
         backend = held.enter_context(closing(open_backend(model, wanted)))
         segmenter = Segmenter(
             backend,
-            SegmentOptions(
-                overlap=options.overlap if options.stride is None else options.stride,
-                placement=options.placement,
-                patch=options.patch,
-                batch=options.batch,
-                probabilities=options.probabilities,
-                force_spacing=options.force_spacing,
-                postprocess=not options.no_postprocess,
-            ),
+            segmenting,
             spare=lambda: open_spare(model, wanted, backend.info),
         )
         view.started(segmenter)

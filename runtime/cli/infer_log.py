@@ -40,8 +40,9 @@ class InferLog:
             backend={"name": info.name, "device": info.device, "precision": info.precision},
             certificate=info.certificate,
             fell_back_from=info.fell_back_from,
-            patch=list(segmenter.patch),
+            patch=segmenter.patch if segmenter.patch == "box" else list(segmenter.patch),
             overlap=segmenter.overlap,
+            quality=segmenter.options.quality or None,
             research_use=DISCLAIMER,
         )
 

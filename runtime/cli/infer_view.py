@@ -63,8 +63,8 @@ class InferView:
         name = printable(segmenter.backend.card.name)
         self._console.print(
             f"model {name}, backend {info.name} on {info.device} in "
-            f"{info.precision}, certificate: {info.certificate}, patch "
-            f"{'x'.join(map(str, segmenter.patch))}, overlap {_shown(segmenter.overlap)}",
+            f"{info.precision}, certificate: {info.certificate}, "
+            f"{_windows(segmenter)}",
             markup=False,
         )
         if info.fell_back_from:
@@ -124,6 +124,15 @@ def _figures(sidecar: dict[str, Any]) -> list[str]:
         f"{rest:.2f}",
         f"{sum(seconds.values()):.2f}",
     ]
+
+
+def _windows(segmenter: Segmenter) -> str:
+    if segmenter.patch == "box":
+        shown = "one window over the brain"
+    else:
+        shown = f"patch {'x'.join(map(str, segmenter.patch))}, overlap {_shown(segmenter.overlap)}"
+    quality = segmenter.options.quality
+    return f"quality {quality}: {shown}" if quality else shown
 
 
 def _shown(overlap: object) -> str:

@@ -1,0 +1,131 @@
+"""Named ways to run a model, faster than its card asks for, and what a certificate says of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
+
+from runtime.errors import ParityError
+from runtime.manifest import unusable
+from runtime.model_dir import ONNX_FP32, ONNX_INT8, PARITY, ModelDir
+
+if TYPE_CHECKING:  # --help needs neither
+    from runtime.backends import BackendOptions
+    from runtime.segmenter import SegmentOptions
+
+Quality = Literal["exact", "balanced", "fast"]
+QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
+"""Best first."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A precision and a window plan.
+
+    Attributes:
+        quality: its name.
+        precision: "auto" is the device's default, "int8" the quantised graph.
+        overlap: of the windows, a fraction in [0, 1); None is the card's.
+        box: one window over the whole brain box instead, rounded up to the network's divisor.
+    """
+
+    quality: Quality
+    precision: Literal["auto", "int8"] = "auto"
+    overlap: float | None = None
+    box: bool = False
+
+    @property
+    def artefact(self) -> str:
+        """The graph whose label maps its certificate is about."""
+        return ONNX_INT8 if self.precision == "int8" else ONNX_FP32
+
+    def record(self) -> dict[str, Any]:
+        """For parity.json; `mode_of` reads it."""
+        return {"quality": self.quality, "precision": self.precision} | (
+            {"window": "box"} if self.box else {"window": "patch", "overlap": self.overlap}
+        )
+
+
+EXACT: Final = Mode("exact")
+"""As the card asks for, in full precision: what the others are compared with."""
+
+
+def mode_of(model: ModelDir, quality: Quality) -> Mode:
+    """The mode of that name, as the certificate defines it.
+
+    Raises:
+        ParityError: the certificate does not cover it, was made of another graph, or says that it
+            loses too much.
+        InputError: the certificate's entry cannot be read.
+    """
+    if quality == "exact":
+        return EXACT
+    entry = _entry(model, quality)
+    if entry is None:
+        raise _refused(model, quality, "no certificate for it")
+    mode = _read(model, entry)
+    if entry.get("sha256") != model.hashes.get(mode.artefact):
+        raise _refused(model, quality, f"a certificate for another {mode.artefact}")
+    verdict = entry.get("verdict")
+    if verdict != "pass":
+        reasons = entry.get("reasons") or ["it does not say why"]
+        raise _refused(model, quality, f"a certificate that says {verdict}: {reasons[0]}")
+    return mode
+
+
+def certified(model: ModelDir) -> list[Mode]:
+    """The modes that may be run, best first; "exact" is always one of them."""
+    found = []
+    for quality in QUALITIES:
+        try:
+            found.append(mode_of(model, quality))
+        except ParityError:
+            continue
+    return found
+
+
+def options_of(mode: Mode, options: "SegmentOptions") -> "SegmentOptions":
+    """Segment as a mode says, and in all else as the options do."""
+    overlap = options.overlap if mode.overlap is None else mode.overlap
+    return replace(
+        options,
+        overlap=overlap,
+        patch="box" if mode.box else options.patch,
+        quality=mode.quality,
+    )
+
+
+def wanted_of(mode: Mode, wanted: "BackendOptions") -> "BackendOptions":
+    """Open what a mode needs, and in all else as the options say."""
+    return replace(
+        wanted,
+        precision=mode.precision if mode.precision != "auto" else wanted.precision,
+        patch="box" if mode.box else wanted.patch,
+    )
+
+
+def _entry(model: ModelDir, quality: Quality) -> Mapping[str, Any] | None:
+    entries = model.certificate.get("modes", [])
+    return next((entry for entry in entries if entry.get("quality") == quality), None)
+
+
+def _read(model: ModelDir, entry: Mapping[str, Any]) -> Mode:
+    quality, precision = entry.get("quality"), entry.get("precision")
+    window, overlap = entry.get("window"), entry.get("overlap")
+    # A bool is an int to Python, and no overlap.
+    fraction = isinstance(overlap, int | float) and not isinstance(overlap, bool)
+    if (
+        precision not in ("auto", "int8")
+        or window not in ("box", "patch")
+        or not (overlap is None or (fraction and 0 <= overlap < 1))
+    ):
+        raise unusable(model.path / PARITY, f"a mode {quality} of unknown terms")
+    return Mode(cast(Quality, quality), precision, overlap, window == "box")
+
+
+def _refused(model: ModelDir, quality: Quality, found: str) -> ParityError:
+    return ParityError(
+        f"--quality {quality}",
+        found=found,
+        expected=f"a passed one in {model.path / PARITY}",
+        remedy=f"certify it with brats-export {model.path} --modes --data CASES, or drop --quality",
+    )
