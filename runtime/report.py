@@ -247,6 +247,7 @@ def _provenance(sidecar: Mapping[str, Any]) -> Markup:
         ("Parity certificate", model["certificate"]),
         ("Backend", f"{backend['name']} on {backend['device']}, {backend['precision']}"),
         ("Not used", backend["fell_back_from"]),
+        ("Quality", sidecar["settings"].get("quality") or None),
         (
             "Windows",
             f"{windows['count']} of {'×'.join(map(str, windows['patch']))} voxels, overlap "  # noqa: RUF001

@@ -1,0 +1,263 @@
+"""The certificate of the faster modes, on label maps of known counts, then through brats-export."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import export.cli
+from export.modes import ModeGate, certify_modes
+from export.parity import ParityCase
+from runtime.backends import BackendInfo, Fill, Take
+from runtime.cli.infer import main as infer
+from runtime.labels import REGIONS, Label, LabelMap
+from runtime.model_card import InferenceDefaults, ModelCard, Shape3
+from runtime.model_dir import ModelDir
+from runtime.modes import Mode
+from runtime.nifti import Volume
+from runtime.ops.numpy import NumpyOps
+
+Probabilities = npt.NDArray[np.float32]
+Cases = Callable[..., Iterator[ParityCase]]
+
+SHAPE = (64, 56, 48)
+# One window is the whole volume, so that a backend decides every voxel's label.
+CARD = ModelCard("fake", patch=SHAPE, divisor=1, inference=InferenceDefaults(0.5, 1))
+MODE = Mode("fast", overlap=0.0)
+
+
+class Fake:
+    """Gives one label map after another."""
+
+    def __init__(self, maps: Sequence[LabelMap], name: str = "fake") -> None:
+        self.card, self.ops = CARD, NumpyOps()
+        self.info = BackendInfo(name, "cpu", "fp32", sha256="ab" * 32)
+        self.maps = list(maps)
+
+    def bind(self, window: Shape3, batch: int) -> None:
+        self.buffer = np.zeros((1, 4, *window), np.float32)
+
+    def run(self, n: int, fill: Fill, take: Take) -> None:
+        assert n == 1
+        fill(0, 1, self.buffer)
+        one_hot = np.eye(4, dtype=np.float32)[self.maps.pop(0)]
+        take(0, 1, np.moveaxis(one_hot, -1, 0)[None] * np.float32(0.9) + np.float32(0.025))
+
+    def close(self) -> None:
+        pass
+
+
+def blocks(ncr: int = 1000, ed: int = 2000, et: int = 1000) -> LabelMap:
+    """So many voxels of each label, side by side."""
+    flat = np.zeros(SHAPE, np.uint8).ravel()
+    flat[: ncr + ed + et] = np.repeat((Label.NCR, Label.ED, Label.ET), (ncr, ed, et))
+    return flat.reshape(SHAPE)
+
+
+def without(labels: LabelMap, label: int, count: int, other: int = 0) -> LabelMap:
+    """So many voxels of a label become another."""
+    changed = labels.copy()
+    changed.ravel()[np.flatnonzero(labels == label)[:count]] = other
+    return changed
+
+
+@pytest.fixture
+def cases(phantom_volume: Volume) -> Cases:
+    def make(truths: Sequence[LabelMap | None]) -> Iterator[ParityCase]:
+        for number, truth in enumerate(truths):
+            case = replace(phantom_volume.case, case_id=f"case{number}")
+            yield ParityCase(replace(phantom_volume, case=case), truth)
+
+    return make
+
+
+def judged(
+    cases: Iterator[ParityCase], exact: Sequence[LabelMap], mode: Sequence[LabelMap]
+) -> dict[str, Any]:
+    (entry,) = certify_modes(Fake(exact), {MODE: Fake(mode, "quick")}, cases, ModeGate(), "data")
+    return entry
+
+
+def test_a_mode_that_changes_nothing_passes(cases: Cases) -> None:
+    maps = [blocks()] * 3
+    entry = judged(cases(maps), maps, maps)
+    assert entry["verdict"] == "pass"
+    assert entry["reasons"] == []
+    assert (entry["quality"], entry["precision"], entry["overlap"]) == ("fast", "auto", 0.0)
+    assert (entry["file"], entry["sha256"], entry["backend"]) == ("model.onnx", "ab" * 32, "quick")
+    assert [one["case_id"] for one in entry["cases"]] == ["case0", "case1", "case2"]
+    for one in entry["cases"]:
+        assert one["dice_to_exact"] == dict.fromkeys(REGIONS, 1.0)
+        assert one["dice_to_truth"]["mode"] == dict.fromkeys(REGIONS, 1.0)
+        assert one["changed_labels"] == 0.0
+
+
+def test_what_is_lost_is_told_in_numbers(cases: Cases) -> None:
+    """Of 1,000 voxels of ET 50 become NCR: Dice 2 * 950 / 1950, nothing else differs."""
+    exact = [blocks()] * 3
+    mode = [without(blocks(), Label.ET, 50, Label.NCR)] * 3
+    entry = judged(cases(exact), exact, mode)
+    for one in entry["cases"]:
+        assert one["dice_to_exact"] == pytest.approx({"WT": 1, "TC": 1, "ET": 1900 / 1950})
+        assert one["changed_labels"] == pytest.approx(50 / 4000)
+    # 0.974 of what the exact way scores, which is 1.
+    assert entry["verdict"] == "fail"
+    assert entry["reasons"] == ["mean Dice of ET against truth is 0.9744 < 0.99 x 1.0000"]
+
+
+def test_a_mean_is_judged_and_not_a_single_case(cases: Cases) -> None:
+    exact = [blocks()] * 4
+    worse = without(blocks(), Label.ET, 50, Label.NCR)
+    assert judged(cases(exact), exact, [worse, *exact[1:]])["verdict"] == "pass"
+    assert judged(cases(exact), exact, [worse, worse, *exact[2:]])["verdict"] == "fail"
+
+
+def test_another_label_map_that_scores_as_well_is_not_the_same(cases: Cases) -> None:
+    """Truth is nowhere near either, so that only the comparison with the exact way can tell."""
+    truth = [np.roll(blocks(), 20, axis=0)] * 3
+    exact, mode = [blocks()] * 3, [without(blocks(), Label.ET, 120, Label.ED)] * 3
+    entry = judged(cases(truth), exact, mode)
+    assert entry["verdict"] == "fail"
+    assert any("mean Dice of ET to the exact way is 0.93" in reason for reason in entry["reasons"])
+
+
+@pytest.mark.parametrize("labelled", [0, 2])
+def test_too_few_labelled_cases_decide_nothing(cases: Cases, labelled: int) -> None:
+    maps = [blocks()] * 4
+    truths = [blocks() if number < labelled else None for number in range(4)]
+    entry = judged(cases(truths), maps, maps)
+    assert entry["verdict"] == "inconclusive"
+    assert f"{labelled} labelled cases" in entry["reasons"][0]
+
+
+def test_cases_in_which_little_is_found_decide_nothing(cases: Cases) -> None:
+    maps = [blocks(et=99)] * 3
+    assert judged(cases(maps), maps, maps)["verdict"] == "inconclusive"
+    maps = [blocks(et=100)] * 3
+    assert judged(cases(maps), maps, maps)["verdict"] == "pass"
+
+
+def test_a_mode_that_cannot_run_fails_with_the_reason(cases: Cases) -> None:
+    maps = [blocks()] * 3
+
+    class Broken(Fake):
+        def run(self, n: int, fill: Fill, take: Take) -> None:
+            take(0, 1, np.full((1, 4, *SHAPE), np.nan, np.float32))
+
+    (entry,) = certify_modes(Fake(maps), {MODE: Broken([])}, cases(maps), ModeGate(), "data")
+    assert entry["verdict"] == "fail"
+    assert entry["reasons"][0].startswith("case0: ")
+    assert entry["times_faster"] is None
+
+
+# --- through the commands -----------------------------------------------------------------------
+
+
+def test_modes_are_added_to_a_model_and_asked_for_by_name(
+    tiny_model: Path, phantom_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    before = ModelDir.open(given)
+    phantom = next(phantom_root.iterdir())
+    out, flags = tmp_path / "out", ["--model", str(given), "--backend", "ort"]
+    assert infer([str(phantom), *flags, "-o", str(out), "--quality", "balanced"]) == 5
+    assert "no certificate for it" in capsys.readouterr().err
+    assert not list(out.iterdir())
+    flags_of_export = ["--modes", "--engines", "no", "--allow-inconclusive", "--cases", "2"]
+    assert export.cli.main([str(given), *flags_of_export, "--data", str(phantom_root)]) == 0
+    shown = capsys.readouterr()
+    assert "--int8" in shown.out + shown.err
+    made = ModelDir.open(given)
+    # Nothing but the certificate is another.
+    assert {name for name in made.hashes if made.hashes[name] != before.hashes[name]} == {
+        "parity.json"
+    }
+    (entry,) = made.certificate["modes"]
+    assert made.certificate["artefacts"] == before.certificate["artefacts"]
+    assert (entry["quality"], entry["window"]) == ("balanced", "box")
+    assert entry["verdict"] in ("fail", "inconclusive")
+    assert infer([str(phantom), *flags, "-o", str(out), "--quality", "balanced"]) == 5
+    assert f"a certificate that says {entry['verdict']}" in capsys.readouterr().err
+
+
+def test_a_certified_mode_runs_and_is_recorded(
+    tiny_model: Path, phantom_dir: Path, tmp_path: Path
+) -> None:
+    model = with_modes(tiny_model, tmp_path / "model", Mode("balanced", box=True))
+    out = tmp_path / "out"
+    flags = ["--model", str(model), "--backend", "ort", "-o", str(out), "--quality", "balanced"]
+    assert infer([str(phantom_dir), *flags]) == 0
+    (sidecar,) = (json.loads(path.read_text()) for path in out.glob("*.json"))
+    assert sidecar["settings"]["quality"] == "balanced"
+    assert sidecar["windows"]["count"] == 1
+    divisor = ModelDir.open(model).card.divisor
+    assert all(size % divisor == 0 for size in sidecar["windows"]["patch"])
+    # The same windows asked for by hand give the same label map, under no name.
+    by_hand = tmp_path / "by_hand"
+    flags = ["--model", str(model), "--backend", "ort", "-o", str(by_hand), "--patch", "box"]
+    assert infer([str(phantom_dir), *flags]) == 0
+    (other,) = (json.loads(path.read_text()) for path in by_hand.glob("*.json"))
+    assert other["output"]["sha256"] == sidecar["output"]["sha256"]
+    assert other["settings"]["quality"] == ""
+
+
+def with_modes(model: Path, copy: Path, *modes: Mode) -> Path:
+    """A copy of a model directory whose certificate says that some modes passed."""
+    from runtime.atomic import write_bytes, write_json
+    from runtime.manifest import MANIFEST, manifest_of
+
+    shutil.copytree(model, copy)
+    opened = ModelDir.open(copy)
+    entries = [
+        mode.record() | {"verdict": "pass", "sha256": opened.hashes[mode.artefact]}
+        for mode in modes
+    ]
+    write_json(copy / "parity.json", {**opened.certificate, "modes": entries})
+    write_bytes(copy / MANIFEST, manifest_of(copy))
+    return copy
+
+
+def test_a_budget_is_kept_or_refused(
+    tiny_model: Path, phantom_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = with_modes(tiny_model, tmp_path / "model", Mode("balanced", box=True))
+    flags = ["--model", str(model), "--backend", "ort"]
+    out = tmp_path / "out"
+    assert infer([str(phantom_dir), *flags, "-o", str(out), "--budget", "10min"]) == 0
+    assert "exact is forecast to take" in capsys.readouterr().err
+    (sidecar,) = (json.loads(path.read_text()) for path in out.glob("*.json"))
+    assert sidecar["settings"]["quality"] == "exact"
+    assert infer([str(phantom_dir), *flags, "-o", str(tmp_path / "o2"), "--budget", "1ms"]) == 2
+    assert "the fastest certified mode here" in capsys.readouterr().err
+    assert not list((tmp_path / "o2").glob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--quality", "fast", "--overlap", "0.5"],
+        ["--quality", "fast", "--patch", "box"],
+        ["--quality", "balanced", "--stride", "8,8,8"],
+        ["--quality", "balanced", "--placement", "stride"],
+        ["--quality", "fast", "--precision", "fp32"],
+        ["--budget", "9s", "--overlap", "0.5"],
+        ["--budget", "9s", "--quality", "fast"],
+    ],
+)
+def test_a_mode_and_other_terms_beside_it_are_refused(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert infer([str(tmp_path), *flags]) == 2
+    assert "one of the two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0s", "-1", "nan", "inf", "ten", "10h", ""])
+def test_a_budget_that_is_no_time_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        infer([str(tmp_path), f"--budget={text}"])

@@ -1,0 +1,277 @@
+"""Modes as a certificate defines them, one window over the box, and the choice by a budget."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+import runtime.budget
+from runtime.backends import Backend, BackendInfo, BackendOptions, Fill, Take
+from runtime.budget import MARGIN, best_within
+from runtime.case import Case
+from runtime.errors import BackendUnavailableError, InputError, ParityError, UsageError
+from runtime.labels import MODALITIES
+from runtime.model_card import InferenceDefaults, ModelCard, Shape3
+from runtime.model_dir import ONNX_FP32, ONNX_INT8, ModelDir
+from runtime.modes import EXACT, Mode, certified, mode_of, options_of, wanted_of
+from runtime.nifti import Volume
+from runtime.ops.numpy import NumpyOps
+from runtime.preprocess import LARGEST_BOX, prepare
+from runtime.segmenter import Segmenter, SegmentOptions
+
+MakeVolume = Callable[..., Volume]
+Floats = npt.NDArray[np.float32]
+
+CARD = ModelCard("m", patch=(8, 8, 4), divisor=4, inference=InferenceDefaults(0.5, 1))
+HASHES = {ONNX_FP32: "ab" * 32, ONNX_INT8: "cd" * 32}
+BALANCED = Mode("balanced", box=True)
+FAST = Mode("fast", precision="int8", overlap=0.25)
+
+
+def entry(mode: Mode, **other: Any) -> dict[str, Any]:
+    """What a certificate says of a mode that passed."""
+    return mode.record() | {"verdict": "pass", "sha256": HASHES[mode.artefact]} | other
+
+
+def model(*entries: dict[str, Any]) -> ModelDir:
+    return ModelDir(Path("m"), CARD, HASHES, {}, {"modes": list(entries)})
+
+
+# --- what a certificate allows ------------------------------------------------------------------
+
+
+def test_a_mode_is_what_its_certificate_says() -> None:
+    made = model(entry(BALANCED), entry(FAST))
+    assert mode_of(made, "balanced") == BALANCED
+    assert mode_of(made, "fast") == FAST
+    assert certified(made) == [EXACT, BALANCED, FAST]
+
+
+def test_the_exact_way_needs_no_certificate_of_its_own() -> None:
+    assert mode_of(model(), "exact") == EXACT
+    assert certified(model()) == [EXACT]
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ([], "no certificate for it"),
+        ([entry(BALANCED)], "no certificate for it"),
+        ([entry(FAST, verdict="fail", reasons=["ET is lost"])], "says fail: ET is lost"),
+        ([entry(FAST, verdict="inconclusive", reasons=["2 cases"])], "says inconclusive: 2 cases"),
+        ([entry(FAST, verdict=None)], "says None"),
+        ([entry(FAST, sha256="ab" * 32)], "for another model.int8.onnx"),
+    ],
+)
+def test_a_mode_without_a_passed_certificate_is_refused(entries: list[Any], told: str) -> None:
+    with pytest.raises(ParityError, match=told) as caught:
+        mode_of(model(*entries), "fast")
+    assert caught.value.exit_code == 5
+    assert "brats-export m --modes" in str(caught.value)
+    assert FAST not in certified(model(*entries))
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {"precision": "int4"},
+        {"window": "ball"},
+        {"overlap": 1.0},
+        {"overlap": -0.1},
+        {"overlap": True},
+        {"overlap": "0.5"},
+        {"overlap": float("nan")},
+    ],
+)
+def test_terms_that_nobody_knows_are_refused(terms: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="a mode fast of unknown terms"):
+        mode_of(model(entry(FAST, **terms)), "fast")
+
+
+def test_a_mode_changes_its_own_terms_and_nothing_else() -> None:
+    asked = SegmentOptions(batch=2, probabilities=True, force_spacing=True, postprocess=False)
+    assert options_of(EXACT, asked) == replace(asked, quality="exact")
+    assert options_of(BALANCED, asked) == replace(asked, quality="balanced", patch="box")
+    assert options_of(FAST, asked) == replace(asked, quality="fast", overlap=0.25)
+    wanted = BackendOptions("ort", "cpu", threads=3)
+    assert wanted_of(EXACT, wanted) == wanted
+    assert wanted_of(BALANCED, wanted) == replace(wanted, patch="box")
+    assert wanted_of(FAST, wanted) == replace(wanted, precision="int8")
+
+
+# --- one window over the box --------------------------------------------------------------------
+
+
+def network(inputs: Floats) -> Floats:
+    """Class k has the logit of modality k."""
+    odds = np.exp(2 * inputs)
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+class FakeBackend:
+    """A plain function as a backend, whose every window takes some seconds of a made-up clock."""
+
+    def __init__(self, window_s: float = 0.0) -> None:
+        self.card, self.info = CARD, BackendInfo("fake", "cpu", "fp32")
+        self.ops, self.window_s = Clock(), window_s
+        self.windows: list[Shape3] = []
+        self.closed = False
+
+    def bind(self, window: Shape3, batch: int) -> None:
+        self.buffer = np.zeros((1, len(MODALITIES), *window), np.float32)
+
+    def run(self, n: int, fill: Fill, take: Take) -> None:
+        for index in range(n):
+            fill(index, index + 1, self.buffer)
+            self.windows.append(self.buffer.shape[2:])  # type: ignore[arg-type]
+            self.ops.now += self.window_s
+            take(index, index + 1, network(self.buffer))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Clock(NumpyOps):
+    now = 0.0
+
+    def mark(self) -> float:
+        return self.now
+
+
+def brain(shape: Shape3, box: Shape3, low: Shape3 = (3, 2, 1)) -> dict[str, Any]:
+    """Four modalities of noise in a box of a volume."""
+    images = {}
+    for number, name in enumerate(MODALITIES):
+        images[name] = np.zeros(shape, np.int16)
+        place = tuple(slice(a, a + n) for a, n in zip(low, box, strict=True))
+        images[name][place] = np.random.default_rng(number).integers(100, 900, box)
+    return images
+
+
+@pytest.mark.parametrize("box", [(8, 8, 4), (9, 11, 13), (12, 5, 3), (20, 17, 16)])
+def test_one_window_holds_the_whole_box(make_volume: MakeVolume, box: Shape3) -> None:
+    volume = make_volume(brain((24, 20, 18), box))
+    backend = FakeBackend()
+    found = Segmenter(backend, SegmentOptions(patch="box", probabilities=True)).segment(volume)
+    # Each axis up to the next multiple of the card's divisor.
+    assert backend.windows == [tuple(-(-size // 4) * 4 for size in box)]
+    assert len(found.plan) == 1
+    # Voxel by voxel, so that windows do not matter.
+    windows = Segmenter(FakeBackend(), SegmentOptions(probabilities=True)).segment(volume)
+    inside = np.any([image.voxels != 0 for image in volume.images.values()], axis=0)
+    np.testing.assert_array_equal(found.labels[inside], windows.labels[inside])
+    assert found.probabilities is not None
+    assert windows.probabilities is not None
+    np.testing.assert_allclose(
+        found.probabilities[inside], windows.probabilities[inside], atol=2e-6
+    )
+
+
+def test_a_box_follows_its_case(make_volume: MakeVolume) -> None:
+    backend = FakeBackend()
+    segmenter = Segmenter(backend, SegmentOptions(patch="box"))
+    for box in ((8, 8, 8), (16, 8, 8), (8, 8, 8)):
+        assert segmenter.segment(make_volume(brain((24, 20, 18), box))).plan.patch == box
+    assert backend.windows == [(8, 8, 8), (16, 8, 8), (8, 8, 8)]
+
+
+def test_a_box_too_large_for_one_window_is_refused(make_volume: MakeVolume) -> None:
+    size = (208, 204, 200)
+    assert size[0] * size[1] * size[2] > LARGEST_BOX
+    images = {name: np.zeros(size, np.int16) for name in MODALITIES}
+    for image in images.values():
+        image[0, 0, 0] = image[-1, -1, -1] = 1
+        image[5, 5, 5] = 7
+    volume = make_volume(images)
+    with pytest.raises(InputError, match="208x204x200, too large for a single window"):
+        prepare(volume, CARD, NumpyOps(), "box")
+    assert prepare(volume, CARD, NumpyOps(), CARD.patch).placement.shape == size
+
+
+# --- a budget -----------------------------------------------------------------------------------
+
+
+class Machine:
+    """Opens fake backends: seconds of a window by precision and patch; None is not here."""
+
+    def __init__(self, **seconds: float | None) -> None:
+        self.seconds, self.opened = seconds, []  # type: ignore[var-annotated]
+
+    def open_backend(self, model: ModelDir, options: BackendOptions) -> Backend:
+        kind = options.precision if options.patch is None else f"{options.precision}_box"
+        seconds = self.seconds[kind]
+        if seconds is None:
+            raise BackendUnavailableError(kind, found="nothing", expected="it", remedy="none")
+        backend = FakeBackend(seconds)
+        self.opened.append((kind, backend))
+        return backend
+
+
+@pytest.fixture
+def choose(
+    make_volume: MakeVolume, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Machine, float], Any]:
+    # 2 x 2 x 3 windows of the card's patch at overlap 0.5, and 2 x 2 x 3 at 0.25.
+    volume = make_volume(brain((24, 20, 18), (12, 12, 8)))
+    monkeypatch.setattr(runtime.budget, "load", lambda case: volume)
+    monkeypatch.setattr(runtime.budget, "perf_counter", lambda: 0.0)
+
+    def run(machine: Machine, seconds: float) -> Any:
+        monkeypatch.setattr(runtime.budget, "open_backend", machine.open_backend)
+        case = Case("X", {})
+        made = model(entry(BALANCED), entry(FAST))
+        return best_within(seconds, made, case, BackendOptions(), SegmentOptions())
+
+    return run
+
+
+SECONDS = {"auto": 1.0, "auto_box": 5.0, "int8": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("budget", "quality"),
+    [
+        (12 * MARGIN + 0.01, "exact"),
+        (12 * MARGIN - 0.01, "balanced"),
+        (5 * MARGIN + 0.01, "balanced"),
+        (5 * MARGIN - 0.01, "fast"),
+        (3 * MARGIN + 0.01, "fast"),
+    ],
+)
+def test_the_best_that_keeps_to_it_is_taken(
+    choose: Callable[[Machine, float], Any], budget: float, quality: str
+) -> None:
+    machine = Machine(**SECONDS)
+    mode, forecasts = choose(machine, budget)
+    assert mode.quality == quality
+    expected = {"exact": (12, 1.0), "balanced": (1, 5.0), "fast": (12, 0.25)}
+    for one in forecasts:
+        windows, seconds = expected[one.mode.quality]
+        assert (one.windows, one.window_s) == (windows, pytest.approx(seconds))
+        assert one.seconds == pytest.approx(windows * seconds * MARGIN)
+    # What is worse than what fits is not even opened, and nothing stays open.
+    assert [one.mode.quality for one in forecasts][-1] == quality
+    assert all(backend.closed for _, backend in machine.opened)
+    assert len(machine.opened) == len(forecasts)
+
+
+def test_none_in_time_is_refused_with_what_it_would_take(
+    choose: Callable[[Machine, float], Any],
+) -> None:
+    with pytest.raises(UsageError, match=r"3\.3 s for X at --quality fast") as caught:
+        choose(Machine(**SECONDS), 3)
+    assert "give it 4s" in str(caught.value)
+
+
+def test_a_mode_whose_backend_is_not_here_is_passed_over(
+    choose: Callable[[Machine, float], Any],
+) -> None:
+    mode, forecasts = choose(Machine(auto=1.0, auto_box=None, int8=0.25), 5)
+    assert mode.quality == "fast"
+    assert [one.mode.quality for one in forecasts] == ["exact", "fast"]
+    with pytest.raises(BackendUnavailableError, match="found nothing"):
+        choose(Machine(auto=None, auto_box=None, int8=None), 5)
