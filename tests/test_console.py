@@ -41,6 +41,37 @@ def test_every_error_is_one_sentence(
     assert words in text
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("stream", ["closed", "full", "unread"])
+def test_work_goes_on_where_its_messages_are_not_taken(
+    tmp_path: Path, stream: str, as_json: bool
+) -> None:
+    """As in a pipeline whose logger has died: what is to be done is done, and the exit code is its
+    own.
+    """
+    code = (
+        "import sys; from pathlib import Path; from runtime.cli.console import run;"
+        "from runtime.cli.events import log_event; from runtime.errors import CohortError\n"
+        "def body(console):\n"
+        "    for number in range(3):\n"
+        "        console.print('line ' * 20); log_event('info', 'done', number=number)\n"
+        "    file = open(sys.argv[1], 'wb'); assert file.fileno() > 2; file.write(b'all')\n"
+        "    file.close(); raise CohortError('x', found='a', expected='b', remedy='c')\n"
+        f"sys.exit(run(body, quiet=False, as_json={as_json}))"
+    )
+    redirected = {"closed": "2>&-", "full": "2>/dev/full", "unread": ""}[stream]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(
+            ["bash", "-c", f'exec "$0" -c "$1" "$2" {redirected}', sys.executable, code,
+             str(tmp_path / "out")],
+            cwd=ROOT, stderr=pipe, timeout=300, check=False,
+        )  # fmt: skip
+    assert done.returncode == 6
+    assert (tmp_path / "out").read_bytes() == b"all"
+
+
 def _unread(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run Python code whose output nobody reads: the pipe is closed at once, as by `| head -0`."""
     reader, writer = os.pipe()

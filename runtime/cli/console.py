@@ -6,9 +6,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from itertools import groupby
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import tyro
 from rich.console import Console
@@ -116,7 +116,8 @@ def parse(kind: type[Args], program: str, description: str, args: Sequence[str] 
         if "--version" in given:
             print(f"{program} {__version__}")
             raise SystemExit(0)
-        with _refusal_as_event() if "--log-json" in given else nullcontext():
+        as_json = any(one.replace("_", "-").startswith("--log-json") for one in given)
+        with _refusal_as_event() if as_json else nullcontext():
             return tyro.cli(
                 kind,
                 prog=program,
@@ -197,6 +198,46 @@ def run(body: Callable[[Console], int], *, quiet: bool, as_json: bool = False) -
         quiet: nothing but errors and results.
         as_json: errors are one JSON object per line.
     """
+    _keep_standard_descriptors()
+    with redirect_stderr(_Told(sys.stderr)):
+        return _run(body, quiet, as_json)
+
+
+def _keep_standard_descriptors() -> None:
+    """Where a command is started without stdin, stdout or stderr, the next file to be opened would
+    get its number, and whatever a library says there would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+class _Told:
+    """A stream of messages that nobody need read: what it does not take is not said.
+
+    A cohort of hours does not end because its log has gone: the reader of a pipe, the disk, or the
+    stream itself, which Python sets to None where a command is started without one.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _run(body: Callable[[Console], int], quiet: bool, as_json: bool) -> int:
     console = Console(stderr=True, quiet=quiet)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     code = 0
@@ -205,7 +246,7 @@ def run(body: Callable[[Console], int], *, quiet: bool, as_json: bool = False) -
         _flush_stdout()
         return code
     except BrokenPipeError:
-        # The reader of a pipe has gone.
+        # The reader of stdout has gone, who has what he wanted.
         _forget_stdout()
         return code
     except (BratsError, MemoryError, OSError) as error:
