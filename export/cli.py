@@ -9,7 +9,8 @@ from typing import Annotated, Final, Literal
 import tyro
 from rich.console import Console
 
-from runtime.cli.console import CommaShape, ConventionFlag, optional, parse, rest_idle_threads, run
+from runtime.cli.arguments import ShapeFlag
+from runtime.cli.console import ConventionFlag, optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
 
 ENGINE_BATCH: Final = 16
@@ -28,7 +29,7 @@ class ExportArgs:
     """What trained it: brats-train, or the published BraTS2020 tutorial."""
     channels: Annotated[str | None, optional("A,B,C,D")] = None
     """Channels of a tutorial's network in order; flair,t1,t1ce,t2 by default."""
-    patch: Annotated[CommaShape | None, optional("X,Y,Z")] = None
+    patch: ShapeFlag = None
     """Window shape of a tutorial's network; 128,128,64 by default."""
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"]), optional("DIR")] = None
     """Model directory to write: model, or the one that is added to."""

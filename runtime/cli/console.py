@@ -2,7 +2,6 @@
 
 import errno
 import io
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,68 +23,8 @@ from runtime.errors import (
     UsageError,
 )
 from runtime.labels import Convention
-from runtime.model_card import Shape3
-from runtime.windows import Patch
 
 Args = TypeVar("Args")
-
-
-def _shape_from(text: list[str]) -> Shape3:
-    x, y, z = (int(part) for part in text[0].split(","))
-    return (x, y, z)
-
-
-def _patch_from(text: list[str]) -> Patch:
-    return "box" if text[0] == "box" else _shape_from(text)
-
-
-def _seconds_from(text: str) -> float:
-    for unit, size in (("ms", 1e-3), ("min", 60.0), ("s", 1.0), ("", 1.0)):
-        if text.endswith(unit):
-            value = float(text.removesuffix(unit)) * size
-            break
-    if not 0 < value < math.inf:
-        raise ValueError("a time above 0 is needed, such as 10s")
-    return value
-
-
-CommaShape = Annotated[
-    Shape3,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="X,Y,Z",
-        instance_from_str=_shape_from,
-        is_instance=lambda value: isinstance(value, tuple) and len(value) == 3,
-        str_from_instance=lambda value: [",".join(map(str, value))],
-    ),
-]
-"""Three numbers as one argument: 128,128,64."""
-PatchFlag = Annotated[
-    Patch,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="X,Y,Z|box",
-        instance_from_str=_patch_from,
-        is_instance=lambda value: value == "box" or isinstance(value, tuple),
-        str_from_instance=lambda value: [
-            value if isinstance(value, str) else ",".join(map(str, value))
-        ],
-    ),
-]
-"""The shape of a window, or "box"."""
-
-
-Seconds = Annotated[
-    float,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="SECONDS",
-        instance_from_str=lambda text: _seconds_from(text[0]),
-        is_instance=lambda value: isinstance(value, float),
-        str_from_instance=lambda value: [f"{value:g}s"],
-    ),
-]
-"""A time as one argument: 10s or 10, 1.5min, 300ms."""
 
 
 def optional(metavar: str) -> Any:

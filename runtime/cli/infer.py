@@ -10,15 +10,8 @@ import tyro
 from rich.console import Console
 
 from runtime.backends import BackendName, Precision
-from runtime.cli.console import (
-    CommaShape,
-    ConventionFlag,
-    PatchFlag,
-    Seconds,
-    optional,
-    parse,
-    run,
-)
+from runtime.cli.arguments import PatchFlag, SecondsFlag, ShapeFlag
+from runtime.cli.console import ConventionFlag, optional, parse, run
 from runtime.errors import BratsError, CohortError, InputError, UsageError
 from runtime.modes import Quality
 from runtime.windows import Placement
@@ -49,15 +42,15 @@ class InferArgs:
     """auto is fp32 on a CPU and certified fp16 on a GPU."""
     overlap: Annotated[float | None, optional("F")] = None
     """Part of a patch that windows share, 0 <= F < 1; the model's own by default."""
-    stride: Annotated[CommaShape | None, optional("X,Y,Z")] = None
+    stride: ShapeFlag = None
     """Stride in voxels instead of --overlap."""
     placement: Placement = "fitted"
     """fitted spreads the windows evenly; stride is MONAI's plan."""
-    patch: Annotated[PatchFlag | None, optional("X,Y,Z|box")] = None
+    patch: PatchFlag = None
     """Window shape; the model's own by default; box is one window over the brain."""
     quality: Quality = "exact"
     """exact runs the model as its card says; its certificate says what the faster two lose."""
-    budget: Annotated[Seconds | None, optional("SECONDS")] = None
+    budget: SecondsFlag = None
     """Time for a case, such as 10s: take the best quality that keeps to it on this machine."""
     batch: Annotated[int | None, optional("N")] = None
     """Windows per step; a backend may take fewer."""

@@ -1,0 +1,73 @@
+"""Arguments that are one word on the command line and more than a number: shapes and times."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import tyro
+
+from runtime.cli.console import optional
+from runtime.model_card import Shape3
+from runtime.windows import Patch
+
+
+def _word(metavar: str, read: Callable[[str], Any]) -> Any:
+    """One word, or nothing; a ValueError of ``read`` is what a person is told."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        # Only its default is ever looked at, and that is None.
+        is_instance=lambda value: value is None,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def read_shape(text: str) -> Shape3:
+    """128,128,64.
+
+    Raises:
+        ValueError: it is not three whole numbers.
+    """
+    try:
+        x, y, z = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(
+            f"three whole numbers are needed, such as 128,128,64; got {text}"
+        ) from None
+    return (x, y, z)
+
+
+def read_patch(text: str) -> Patch:
+    """A shape, or box.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return "box" if text == "box" else read_shape(text)
+
+
+def read_seconds(text: str) -> float:
+    """10 or 10s, 300ms, 1.5min.
+
+    Raises:
+        ValueError: it is no time above 0.
+    """
+    for unit, size in (("ms", 1e-3), ("min", 60.0), ("s", 1.0), ("", 1.0)):
+        if text.endswith(unit):
+            try:
+                value = float(text.removesuffix(unit)) * size
+            except ValueError:
+                break
+            if 0 < value < math.inf:
+                return value
+            break
+    raise ValueError(f"a time above 0 is needed, such as 10s, 300ms or 2min; got {text}")
+
+
+ShapeFlag = Annotated[Shape3 | None, _word("X,Y,Z", read_shape), optional("X,Y,Z")]
+"""Three numbers as one word."""
+PatchFlag = Annotated[Patch | None, _word("X,Y,Z|box", read_patch), optional("X,Y,Z|box")]
+"""The shape of a window, or "box"."""
+SecondsFlag = Annotated[float | None, _word("SECONDS", read_seconds), optional("SECONDS")]
+"""A time."""
