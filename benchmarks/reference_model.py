@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from export.half_weights import is_halved
 from runtime import DISCLAIMER
-from runtime.atomic import replace_directory, write_bytes, write_json, write_text
+from runtime.atomic import write_bytes, write_json, write_text
+from runtime.atomic_directory import replace_directory
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_dir import BUILT_IN, CARD, ONNX_FP32, PARITY, ModelDir
 from runtime.naming import patient_of

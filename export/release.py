@@ -4,14 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.atomic import (
-    check_replaceable,
-    check_writable,
-    replace_directory,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from runtime.atomic import check_writable, write_bytes, write_json, write_text
+from runtime.atomic_directory import check_replaceable, replace_directory
 from runtime.errors import OutputError, ParityError
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_card import ModelCard

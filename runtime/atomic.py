@@ -1,12 +1,10 @@
 """The only writer of files: complete under its final name, or not there at all."""
 
-import errno
 import json
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -15,6 +13,9 @@ from runtime.errors import OutputError
 from runtime.lock import try_lock
 
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.brats\.tmp", re.DOTALL)
+_MOST_OF_A_NAME: Final = 200
+"""Bytes of a file's name that its hidden file keeps: with the rest it fits into the 255 of a name.
+"""
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         OutputError: the directory or the file cannot be written, or the disk is full.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary, file = _begin(path)
         try:
             with file:
@@ -42,7 +43,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
 
@@ -79,7 +80,7 @@ def sweep(directory: Path) -> None:
 def _begin(path: Path) -> tuple[Path, BinaryIO]:
     """A new hidden file beside ``path``, locked so that `sweep` leaves it."""
     while True:
-        temporary = _temporary(path)
+        temporary = hidden_name(path)
         file = temporary.open("xb")
         with suppress(OSError):
             # A sweep may have come between the two lines.
@@ -89,8 +90,24 @@ def _begin(path: Path) -> tuple[Path, BinaryIO]:
         return temporary, file
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.brats.tmp")
+def hidden_name(path: Path, kind: str = "brats.tmp") -> Path:
+    """A name beside ``path`` that nobody else has, for what is to take its place."""
+    return path.with_name(f".{kept_name(path)}.{secrets.token_hex(4)}.{kind}")
+
+
+def kept_name(path: Path) -> str:
+    """The part of a name that `hidden_name` keeps."""
+    return os.fsdecode(os.fsencode(path.name)[:_MOST_OF_A_NAME])
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those it lies in, each known to the disk before what goes into it."""
+    if directory.is_dir():
+        return
+    if directory.parent != directory:
+        make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    sync_directory(directory.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -121,113 +138,6 @@ def remove(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def replace_directory(path: Path, fill: Callable[[Path], None], owned_by: str) -> None:
-    """Let ``fill`` write a temporary sibling directory, then put it in the place of ``path``.
-
-    Args:
-        path: the directory to make or to replace.
-        fill: writes the files into the directory it is given.
-        owned_by: a file name by which an existing ``path`` is known as ours; any other
-            directory is left alone.
-
-    Raises:
-        OutputError: ``path`` exists and is not ours, or cannot be written. ``path`` is then as
-            it was.
-    """
-    check_replaceable(path, owned_by)
-    temporary = _temporary(path)
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            fill(temporary)
-            if path.exists():
-                os.replace(path, old)
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    os.replace(old, path)
-                    raise
-            else:
-                os.replace(temporary, path)
-            _sync_directory(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def add_directory(
-    path: Path, fill: Callable[[Path], None], is_whole: Callable[[Path], bool]
-) -> None:
-    """Let ``fill`` write a directory that appears whole under its name, whoever else adds it too.
-
-    Of several writers one wins, and what the others wrote is thrown away; a directory that is
-    whole is never touched again, so that nobody reads one that vanishes.
-
-    Args:
-        path: the directory to add; its content is a function of its name.
-        fill: writes the files into the directory it is given.
-        is_whole: whether a directory that is there already is what ``fill`` would write.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    temporary = _temporary(path)
-    try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-            fill(temporary)
-            while not is_whole(path):
-                try:
-                    os.rename(temporary, path)
-                    break
-                except OSError as error:
-                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                        raise
-                if not is_whole(path):
-                    _set_aside(path, is_whole)
-            _sync_directory(path.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def _set_aside(path: Path, is_whole: Callable[[Path], bool]) -> None:
-    """Remove a damaged directory from its name in one step, if nobody else has done so."""
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-    with suppress(FileNotFoundError):
-        os.rename(path, old)
-        if is_whole(old):
-            # Another writer had put it right meanwhile; or a third has by now, which is as good.
-            with suppress(OSError):
-                os.rename(old, path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def check_replaceable(path: Path, owned_by: str) -> None:
-    """Refuse to put a directory in the place of something that is not ours.
-
-    Raises:
-        OutputError: ``path`` exists, is not empty and holds no file ``owned_by``.
-    """
-    if (
-        path.exists()
-        and not (path / owned_by).is_file()
-        and (not path.is_dir() or any(path.iterdir()))
-    ):
-        raise OutputError(
-            path,
-            found=f"something that is not ours (no {owned_by} in it)",
-            expected="a free name or a directory written by this toolkit",
-            remedy="choose another output with -o or move it away",
-        )
-
-
 def check_writable(directory: Path) -> None:
     """Make ``directory`` and try a file in it, before any work is spent on what goes there.
 
@@ -235,9 +145,9 @@ def check_writable(directory: Path) -> None:
         OutputError: it cannot be made or written.
     """
     # Of a name that `sweep` knows, should this process be killed in between.
-    probe = _temporary(directory / "probe")
+    probe = hidden_name(directory / "probe")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         try:
             probe.touch(exist_ok=False)
         finally:
@@ -246,7 +156,8 @@ def check_writable(directory: Path) -> None:
         raise unwritable(directory, error) from error
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Let the disk know the names in a directory."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
         try:

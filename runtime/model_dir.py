@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from runtime.atomic_directory import set_aside
 from runtime.bounded import parse_json, words
 from runtime.errors import InputError
 from runtime.manifest import MANIFEST, Entry, listed_names, read_manifest, read_verified, unusable
@@ -128,6 +129,15 @@ def find_model(given: Path | None) -> ModelDir:
     Raises:
         InputError: that one cannot be used; no other takes its place.
     """
+    wanted = WRITTEN if given is None else given
+    left = set_aside(wanted)
+    if left is not None:
+        raise InputError(
+            wanted,
+            found="an export that was killed while it replaced this model",
+            expected="a model directory",
+            remedy=f"run brats-export again, or rename {left.name} to {wanted.name}",
+        )
     if given is not None:
         return ModelDir.open(given)
     there = WRITTEN.exists() or WRITTEN.is_symlink() or not BUILT_IN.exists()

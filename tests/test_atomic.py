@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,17 +13,22 @@ from pathlib import Path
 import pytest
 
 from runtime.atomic import (
-    add_directory,
-    check_replaceable,
     check_writable,
     open_atomic,
-    replace_directory,
     sweep,
     write_bytes,
     write_json,
     write_text,
 )
+from runtime.atomic_directory import (
+    add_directory,
+    check_replaceable,
+    replace_directory,
+    set_aside,
+)
 from runtime.errors import OutputError
+
+ROOT = Path(__file__).parents[1]
 
 
 def names(folder: Path) -> list[str]:
@@ -237,11 +244,117 @@ def test_a_rename_that_fails_brings_the_old_directory_back(
             raise OSError(errno.ENOSPC, "full")
         rename(source, target)
 
-    monkeypatch.setattr("runtime.atomic.os.replace", once)
+    monkeypatch.setattr("runtime.atomic_directory._exchange", lambda one, other: False)
+    monkeypatch.setattr("os.replace", once)
     with pytest.raises(OutputError):
         replace_directory(out, fill, "owned")
     assert tree(out) == {"owned": b"old"}
     assert names(tmp_path) == ["out"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+import runtime.atomic_directory as atomic
+calls = [0]
+def counted(function):
+    def call(*arguments):
+        calls[0] += 1
+        if calls[0] == int(sys.argv[2]):
+            os.kill(os.getpid(), 9)
+        return function(*arguments)
+    return call
+os.replace = counted(os.replace)
+if sys.argv[3] == "exchange":
+    atomic._exchange = counted(atomic._exchange)
+else:
+    atomic._exchange = lambda one, other: False
+def fill(path):
+    (path / "owned").write_text("new")
+atomic.replace_directory(Path(sys.argv[1]), fill, "owned")
+"""
+
+
+@pytest.mark.parametrize(("kind", "call"), [("exchange", 1), ("renames", 1), ("renames", 2)])
+def test_a_writer_that_is_killed_leaves_a_directory_or_one_that_is_found(
+    tmp_path: Path, kind: str, call: int
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "owned").write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(out), str(call), kind], cwd=ROOT, check=False
+    )
+    assert done.returncode == -9
+    left = set_aside(out)
+    if (kind, call) == ("renames", 2):
+        assert not out.exists()
+        assert left is not None
+        assert tree(left) == {"owned": b"old"}
+    else:
+        assert left is None
+        assert tree(out) == {"owned": b"old"}
+    # The next one puts things right, and sweeps what the killed one left.
+    with pytest.raises(ValueError, match="no"):
+        replace_directory(out, refuse, "owned")
+    assert tree(out) == {"owned": b"old"}
+    assert names(tmp_path) == ["out"]
+
+
+def refuse(path: Path) -> None:
+    raise ValueError("no")
+
+
+def test_there_is_a_directory_at_any_moment(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    replace_directory(out, fill, "owned")
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            seen.add("there" if (out / "owned").is_file() else "gone")
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        for _ in range(200):
+            replace_directory(out, fill, "owned")
+        stop.set()
+        looking.result()
+    assert seen == {"there"}
+
+
+def test_the_hidden_directory_of_a_living_writer_is_left(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def slow(path: Path) -> None:
+        (path / "owned").write_text("slow")
+        replace_directory(out, fill, "owned")
+        assert (path / "owned").read_text() == "slow"
+
+    replace_directory(out, slow, "owned")
+    assert tree(out) == {"owned": b"slow"}
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("length", [200, 243, 255])
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_any_name_that_the_system_takes_can_be_written(
+    tmp_path: Path, length: int, letter: str
+) -> None:
+    path = tmp_path / (letter * (length // len(letter.encode())))
+    write_bytes(path, b"all")
+    assert path.read_bytes() == b"all"
+    assert names(tmp_path) == [path.name]
+
+
+def test_folders_are_known_to_the_disk_before_what_goes_into_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr("runtime.atomic.sync_directory", synced.append)
+    write_bytes(tmp_path / "a" / "b" / "file", b"x")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_many_writers_add_one_directory_each_time(tmp_path: Path) -> None:

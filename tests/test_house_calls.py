@@ -43,6 +43,8 @@ MODULE_WRITERS = {
 
 ALLOWED_WRITES = {
     "runtime/atomic.py": "the only writer of files",
+    "runtime/atomic_directory.py os.replace": "whole directories, filled through runtime.atomic",
+    "runtime/atomic_directory.py os.rename": "whole directories, filled through runtime.atomic",
     "runtime/app/uploads.py os.open": "an upload, in a private folder of its visit; a torn one is "
     "refused by the reader",
     "runtime/cli/console.py os.open": "the null device, in the place of a closed output",
@@ -139,7 +141,7 @@ def writes(tree: ast.AST) -> Iterator[str]:
 def _call_that_writes(node: ast.Call, name: str) -> Iterator[str]:
     last = name.rpartition(".")[2]
     keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-    if name.startswith("runtime.atomic."):
+    if name.startswith(("runtime.atomic.", "runtime.atomic_directory.")):
         return
     if name == "os.open":
         flags = ast.unparse(node.args[1]) if len(node.args) > 1 else ""

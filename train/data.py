@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from runtime import nifti
-from runtime.atomic import add_directory, check_writable, open_atomic, write_json
+from runtime.atomic import check_writable, open_atomic, write_json
+from runtime.atomic_directory import add_directory
 from runtime.bounded import read_json
 from runtime.case import Case
 from runtime.errors import InputError
