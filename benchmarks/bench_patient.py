@@ -11,7 +11,8 @@ from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case
 from runtime.model_dir import ModelDir
 from runtime.nifti import load
-from runtime.prediction import OutputOptions, plan_output, save
+from runtime.output_plan import OutputOptions, plan_output
+from runtime.prediction import save
 from runtime.segmenter import Segmenter
 
 

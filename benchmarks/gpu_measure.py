@@ -14,7 +14,8 @@ from runtime.cohort import plan_jobs, segment_cases
 from runtime.model_card import Shape3
 from runtime.model_dir import ModelDir
 from runtime.nifti import Volume, load
-from runtime.prediction import OutputOptions, plan_output, save
+from runtime.output_plan import OutputOptions, plan_output
+from runtime.prediction import save
 from runtime.segmenter import Segmenter, SegmentOptions
 
 STAGES = ("prepare", "bind", "gather", "network", "stitch", "finish")

@@ -48,6 +48,72 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         raise unwritable(path, error) from error
 
 
+class Together:
+    """Files that take their places only when all of them have been written; see `together`."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Path, BinaryIO, Path]] = []
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Write what is to become ``path``, and sync it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            make_directory(path.parent)
+            temporary, file = _begin(path)
+            self._waiting.append((temporary, file, path))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    def place(self) -> None:
+        """Let the files take their places, in the order in which they were written.
+
+        Raises:
+            OutputError: one cannot.
+        """
+        folders: dict[Path, None] = {}
+        while self._waiting:
+            temporary, file, path = self._waiting[0]
+            try:
+                if os.name != "posix":
+                    file.close()  # no open file can be renamed
+                os.replace(temporary, path)
+                file.close()
+            except OSError as error:
+                raise unwritable(path, error) from error
+            del self._waiting[0]
+            folders[path.parent] = None
+        for folder in folders:
+            try:
+                sync_directory(folder)
+            except OSError as error:
+                raise unwritable(folder, error) from error
+
+    def drop(self) -> None:
+        """Remove what has not taken its place."""
+        for temporary, file, _ in self._waiting:
+            with suppress(OSError):  # a full disk refuses what was buffered once more
+                file.close()
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        self._waiting.clear()
+
+
+@contextmanager
+def together() -> Iterator[Together]:
+    """Write several files of which, until `Together.place`, none appears under its name."""
+    files = Together()
+    try:
+        yield files
+    finally:
+        files.drop()
+
+
 def sweep(directory: Path) -> None:
     """Remove the hidden files of writers that were killed; those of living ones are locked.
 
@@ -122,8 +188,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON; NaN and infinity are refused, as JSON has none."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    """Write ``value`` as `as_json` gives it, atomically; see `open_atomic`."""
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """``value`` as indented JSON; NaN and infinity are refused, as JSON has none."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def remove(path: Path) -> None:

@@ -8,9 +8,10 @@ from time import perf_counter
 from typing import Any
 
 from runtime.case import Case
-from runtime.errors import BratsError, OutputError, UsageError
+from runtime.errors import BratsError, ComputeError, OutputError, UsageError
 from runtime.nifti import Volume, load
-from runtime.prediction import Look, OutputOptions, OutputPlan, is_complete, plan_output, save
+from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
+from runtime.prediction import Look, save
 from runtime.segmenter import Segmenter
 
 WindowProgress = Callable[[Case, int, int], None]
@@ -96,12 +97,22 @@ def segment_cases(
                 yield _segment(job, volume, seconds, segmenter, settings, progress, look)
             except OutputError:
                 raise
-            except BratsError as error:
+            except (BratsError, MemoryError) as error:
                 # Its traceback holds the frames, and with them the voxels, of a case that is over.
                 for one in (error, error.__cause__):
                     if one is not None:
                         one.with_traceback(None)
-                yield Outcome(job.case, job.plan, error=error)
+                told = error if isinstance(error, BratsError) else _too_large(job.case, error)
+                yield Outcome(job.case, job.plan, error=told)
+
+
+def _too_large(case: Case, error: MemoryError) -> ComputeError:
+    return ComputeError(
+        case.case_id,
+        found="too little memory" + (f" ({error})" if str(error) else ""),
+        expected="room for the whole case and a batch of windows",
+        remedy="check how large its images are, or close other programs",
+    )
 
 
 def _load(case: Case) -> tuple[Volume, float]:

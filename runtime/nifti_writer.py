@@ -1,6 +1,7 @@
 """NIfTI files with fresh headers: of an input's header only its geometry is carried over."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,10 @@ from runtime.labels import LabelMap
 from runtime.nifti import INTENT_NAME
 
 GZIP_LEVEL: Final = 1
+Write = Callable[[Path, bytes], None]
 
 
-def write_label_map(path: Path, labels: LabelMap, grid: Grid) -> str:
+def write_label_map(path: Path, labels: LabelMap, grid: Grid, write: Write = write_bytes) -> str:
     """Write a uint8 label map with a fresh header on ``grid``; atomic; ``.nii`` or ``.nii.gz`` by
     name.
 
@@ -25,6 +27,7 @@ def write_label_map(path: Path, labels: LabelMap, grid: Grid) -> str:
         path: final name.
         labels: uint8 (X, Y, Z) in file order, values as they shall stand on disk.
         grid: geometry to write; nothing else of an input header is carried over.
+        write: takes the path and the file's bytes.
 
     Returns:
         SHA-256 of the file's bytes.
@@ -32,22 +35,26 @@ def write_label_map(path: Path, labels: LabelMap, grid: Grid) -> str:
     Raises:
         OutputError: it cannot be written.
     """
-    return _write(path, labels, grid)
+    return _write(path, labels, grid, write)
 
 
-def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], grid: Grid) -> str:
+def write_probabilities(
+    path: Path, probabilities: npt.NDArray[np.float32], grid: Grid, write: Write = write_bytes
+) -> str:
     """Write float32 class probabilities (X, Y, Z, classes); otherwise as `write_label_map`."""
-    return _write(path, probabilities, grid)
+    return _write(path, probabilities, grid, write)
 
 
 def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid) -> str:
     """Write one modality (X, Y, Z), any NIfTI dtype, without our mark; otherwise as
     `write_label_map`.
     """
-    return _write(path, voxels, grid, mark="")
+    return _write(path, voxels, grid, write_bytes, mark="")
 
 
-def _write(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = INTENT_NAME) -> str:
+def _write(
+    path: Path, voxels: npt.NDArray[Any], grid: Grid, write: Write, mark: str = INTENT_NAME
+) -> str:
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     header = Nifti1Header()
     header.set_data_dtype(voxels.dtype)
@@ -65,5 +72,5 @@ def _write(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = INTENT_
     data = (
         igzip.compress(raw, compresslevel=GZIP_LEVEL, mtime=0) if path.name.endswith(".gz") else raw
     )
-    write_bytes(path, data)
+    write(path, data)
     return hashlib.sha256(data).hexdigest()

@@ -1,7 +1,7 @@
 """Whose file in an output folder is: sidecars say what they vouch for."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from runtime.bounded import read_json
 
@@ -23,7 +23,14 @@ def owner_of(path: Path, own: Path) -> Path | None:
 def written_by(sidecar: Path) -> dict[str, str]:
     """File name to SHA-256 of what the sidecar vouches for; empty where it is not one of ours."""
     try:
-        value = read_json(sidecar)
+        return written_of(read_json(sidecar))
+    except (OSError, ValueError):
+        return {}
+
+
+def written_of(value: Any) -> dict[str, str]:
+    """The same of a sidecar's content."""
+    try:
         output, run = value["output"], value["run"]
         entries = [
             output,
@@ -33,5 +40,5 @@ def written_by(sidecar: Path) -> dict[str, str]:
         if value["schema"] != SIDECAR_SCHEMA or "backend" not in value:
             return {}
         return {str(entry["file"]): str(entry["sha256"]) for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {}

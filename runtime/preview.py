@@ -29,6 +29,7 @@ _BACKGROUND: Final[Rgb] = (13, 15, 18)
 _PANEL: Final[Rgb] = (0, 0, 0)
 _TEXT: Final[Rgb] = (232, 234, 237)
 _DIM: Final[Rgb] = (140, 146, 154)
+_MOST_PIXELS: Final = 4096
 _SIDE, _GAP, _MARGIN, _HEAD, _FOOT = 320, 10, 24, 68, 124
 
 
@@ -145,7 +146,8 @@ def _square(
     side = 1.06 * max((high - low) * step for low, high, step in ranges)
     windows = []
     for low, high, step in ranges:
-        count = max(round(side / step), 1)
+        # Of a plane whose pixels are no squares at all a part is shown, not a picture of any size.
+        count = max(round(min(side / step, _MOST_PIXELS)), 1)
         start = (low + high - count) // 2
         windows.append((start, start + count))
     counts = [

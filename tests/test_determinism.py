@@ -19,8 +19,8 @@ from runtime.cli.infer import main
 from runtime.cohort import plan_jobs, segment_cases
 from runtime.model_dir import ModelDir
 from runtime.nifti import load
+from runtime.output_plan import OutputOptions
 from runtime.phantom import write_phantoms
-from runtime.prediction import OutputOptions
 from runtime.segmenter import Segmenter, SegmentOptions
 
 ROOT = Path(__file__).parents[1]

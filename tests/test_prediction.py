@@ -23,14 +23,9 @@ from runtime.errors import OutputError, UsageError
 from runtime.labels import MODALITIES, Convention
 from runtime.model_card import ModelCard
 from runtime.nifti import load
-from runtime.prediction import (
-    OutputOptions,
-    OutputPlan,
-    Pages,
-    is_complete,
-    plan_output,
-    save,
-)
+from runtime.nifti_writer import write_label_map
+from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
+from runtime.prediction import Pages, save
 from runtime.report import html_report
 from runtime.segmenter import Prediction, Timings
 from runtime.windows import plan_windows
@@ -279,9 +274,10 @@ def test_another_model_setting_convention_or_name_is_not_complete(
 def test_a_report_goes_with_the_label_map_that_it_shows(case: Case, done: OutputPlan) -> None:
     again = plan_output(case, OutputOptions(done.labels.parent, overwrite=True, report=True))
     drawn: list[str] = []
+    earlier = done.sidecar.read_bytes()
 
     def look(prediction: Prediction, sidecar: dict[str, Any]) -> Pages:
-        assert not done.sidecar.exists()  # it is written last
+        assert done.sidecar.read_bytes() == earlier  # nothing is replaced before all is written
         drawn.append(html_report(prediction, sidecar))
         return Pages(report=drawn[0].encode())
 
@@ -318,13 +314,26 @@ def test_a_label_map_that_a_killed_run_left_is_done_again(case: Case, done: Outp
     assert is_complete(plan, case, "ab" * 32, SETTINGS)
 
 
-@pytest.mark.parametrize("failing", [1, 2])
-def test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map(
-    case: Case, done: OutputPlan, monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    """The disk fills up while an old prediction is replaced: at the label map, at the sidecar."""
-    import os
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
+
+def with_pages(prediction: Prediction, sidecar: dict[str, Any]) -> Pages:
+    return Pages(preview=b"a picture", report=b"a page")
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5])
+def test_a_full_disk_leaves_the_earlier_result_as_it_was(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """At the label map, the probabilities, the two pages, the sidecar: none of five replaced."""
+    plan = plan_output(case, OutputOptions(tmp_path / "out", overwrite=True))
+    save(predicted(case, probabilities=True), plan, SETTINGS, look=with_pages)
+    before = contents(tmp_path / "out")
+    assert len(before) == 5
+    other = dataclasses.replace(
+        predicted(case, probabilities=True), labels=np.full(SHAPE, 2, np.uint8)
+    )
     sync, calls = os.fsync, []
 
     def full(descriptor: int) -> None:
@@ -337,10 +346,127 @@ def test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map(
 
     monkeypatch.setattr("runtime.atomic.os.fsync", full)
     with pytest.raises(OutputError, match="No space left"):
-        save(predicted(case), done, SETTINGS)
-    assert [path.name for path in done.labels.parent.iterdir()] == ["X_seg.nii.gz"]
-    assert nib.load(done.labels).shape == SHAPE
-    assert not is_complete(done, case, "ab" * 32, SETTINGS)
+        save(other, plan, SETTINGS, look=with_pages)
+    assert contents(tmp_path / "out") == before
+    assert is_complete(plan, case, "ab" * 32, SETTINGS)
+    monkeypatch.setattr("runtime.atomic.os.fsync", sync)
+    save(other, plan, SETTINGS, look=with_pages)
+    assert contents(tmp_path / "out") != before
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3, 4, 5])
+def test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """As if killed at each of the renames by which five files take their places."""
+    plan = plan_output(case, OutputOptions(tmp_path / "out", overwrite=True))
+    save(predicted(case, probabilities=True), plan, SETTINGS, look=with_pages)
+    other = dataclasses.replace(
+        predicted(case, probabilities=True), labels=np.full(SHAPE, 2, np.uint8)
+    )
+    rename, calls = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(other, plan, SETTINGS, look=with_pages)
+    assert not plan.sidecar.exists()
+    assert nib.load(plan.labels).shape == SHAPE
+    assert not is_complete(plan, case, "ab" * 32, SETTINGS)
+    # The order in which they do: the sidecar last.
+    assert (
+        calls[-1]
+        == (plan.labels, plan.probabilities, plan.preview, plan.report, plan.sidecar)[failing - 1]
+    )
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_resuming_keeps_what_was_made_of_the_same_label_map(
+    case: Case, tmp_path: Path, same: bool
+) -> None:
+    """Probabilities and a page, of which a later run with fewer flags asks for neither."""
+    out = tmp_path / "out"
+    save(
+        predicted(case, probabilities=True),
+        plan_output(case, OutputOptions(out, report=True)),
+        SETTINGS | {"probabilities": True},
+        look=lambda prediction, sidecar: Pages(report=b"a page"),
+    )
+    before = contents(out)
+    plan = plan_output(case, OutputOptions(out, resume=True, preview=True))
+    assert not is_complete(plan, case, "ab" * 32, SETTINGS)  # there is no picture
+    prediction = predicted(case)
+    if not same:
+        prediction = dataclasses.replace(prediction, labels=np.full(SHAPE, 2, np.uint8))
+    save(prediction, plan, SETTINGS, look=lambda *_: Pages(preview=b"a picture"))
+    after = contents(out)
+    kept = {"X_prob.nii.gz", "X_report.html"}
+    assert set(after) == {"X.json", "X_seg.nii.gz", "X_preview.png"} | (kept if same else set())
+    if same:
+        assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+        # The new sidecar vouches for them as the old one did.
+        everything = OutputOptions(out, resume=True, preview=True, report=True)
+        plan = plan_output(case, everything)
+        assert is_complete(plan, case, "ab" * 32, SETTINGS | {"probabilities": True})
+
+
+def test_more_than_was_asked_for_is_complete(case: Case, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", SETTINGS | {"probabilities": True}
+    save(predicted(case, probabilities=True), plan_output(case, OutputOptions(out)), settings)
+    plan = plan_output(case, OutputOptions(out, resume=True))
+    assert is_complete(plan, case, "ab" * 32, SETTINGS)
+
+
+def test_a_page_beside_another_truth_is_not_complete(case: Case, tmp_path: Path) -> None:
+    out, truth = tmp_path / "out", tmp_path / "truth.nii.gz"
+    grid = predicted(case).volume.grid
+    write_label_map(truth, np.zeros(SHAPE, np.uint8), grid)
+    labelled = dataclasses.replace(case, labels=truth)
+    options = OutputOptions(out, resume=True, report=True)
+    page = lambda *_: Pages(report=b"a page")  # noqa: E731
+    save(predicted(case), plan_output(labelled, options), SETTINGS, look=page)
+
+    def complete(case: Case, options: OutputOptions = options) -> bool:
+        return is_complete(plan_output(case, options), case, "ab" * 32, SETTINGS)
+
+    assert complete(labelled)
+    assert not complete(case)
+    by_hand = dataclasses.replace(options, truth_convention=Convention.BRATS2023)
+    assert not complete(labelled, by_hand)
+    write_label_map(truth, np.ones(SHAPE, np.uint8), grid)
+    assert not complete(labelled)
+    # Where no page is wanted the truth does not matter.
+    assert complete(labelled, OutputOptions(out, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("X_report.html", b"<p>my notes about brats-deploy</p>"),
+        ("X_preview.png", b"brats-deploy"),
+        ("X_preview.png", b"\x89PNG\r\n my own, of brats-deploy"),
+    ],
+)
+def test_a_page_that_only_speaks_of_us_is_not_ours(
+    case: Case, tmp_path: Path, name: str, data: bytes
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(data)
+    for flags in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UsageError, match="did not write"):
+            plan_output(case, OutputOptions(tmp_path / "out", **flags))
+    assert (tmp_path / "out" / name).read_bytes() == data
+
+
+def test_a_name_too_long_for_a_file_is_told_before_any_work(case: Case, tmp_path: Path) -> None:
+    plan_output(dataclasses.replace(case, case_id="x" * 243), OutputOptions(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"a name of 256 bytes.*rename the case"):
+        plan_output(dataclasses.replace(case, case_id="é" * 122), OutputOptions(tmp_path / "out"))
 
 
 def _run(phantom: Path, model: Path, out: Path, *flags: str) -> int:
@@ -473,6 +599,6 @@ def test_a_folder_that_cannot_be_listed_is_an_output_that_cannot_be_written(
     def failing(_: Path) -> bool:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("runtime.prediction.holds_images", failing)
+    monkeypatch.setattr("runtime.output_plan.holds_images", failing)
     with pytest.raises(OutputError, match="Input/output error"):
         plan_output(case, OutputOptions(tmp_path / "out"))

@@ -14,10 +14,11 @@ from runtime.labels import MODALITIES, Label, LabelMap
 from runtime.metrics import PROFILES, hd95
 from runtime.model_card import ModelCard
 from runtime.nifti import Grid, Volume
+from runtime.output_plan import OutputOptions, plan_output
 from runtime.overlay import LABEL_COLOURS
 from runtime.phantom import Enhancement, phantom_case
 from runtime.planes import PLANES, lps_spacing, to_lps
-from runtime.prediction import OutputOptions, plan_output, save
+from runtime.prediction import save
 from runtime.report import html_report
 from runtime.segmenter import Prediction, Timings
 from runtime.windows import plan_windows

@@ -18,7 +18,8 @@ from runtime.errors import BratsError
 from runtime.labels import Convention, LabelMap
 from runtime.model_dir import ModelDir
 from runtime.nifti import load
-from runtime.prediction import OutputOptions, OutputPlan, plan_output, save
+from runtime.output_plan import OutputOptions, OutputPlan, plan_output
+from runtime.prediction import save
 from runtime.segmenter import Prediction, Segmenter, SegmentOptions
 from runtime.truth import load_truth
 

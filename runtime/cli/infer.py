@@ -174,7 +174,7 @@ def _segment(
     from runtime.cohort import plan_jobs, segment_cases
     from runtime.lock import only_writer
     from runtime.model_dir import BUILT_IN, find_model
-    from runtime.prediction import OutputOptions
+    from runtime.output_plan import OutputOptions
     from runtime.segmenter import Segmenter
 
     count = len(cases) + len(problems)
@@ -193,6 +193,7 @@ def _segment(
         options.resume,
         options.preview,
         options.report,
+        options.truth_labels,
     )
     with ExitStack() as held:
         if options.output.is_dir():

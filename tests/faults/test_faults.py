@@ -224,11 +224,10 @@ FAULTS = (
     Fault(
         "sidecar-before-the-label-map",
         "runtime/prediction.py",
-        "    digest = write_label_map(plan.labels,",
-        '    write_json(plan.sidecar, {"schema": SIDECAR_SCHEMA})\n'
-        "    digest = write_label_map(plan.labels,",
+        "        files.place()\n        record.place()\n",
+        "        record.place()\n        files.place()\n",
         "tests/test_prediction.py::"
-        "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[2]",
+        "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[1]",
     ),
     Fault(
         "old-sidecar-beside-a-new-label-map",
@@ -597,7 +596,7 @@ FAULTS = (
     ),
     Fault(
         "report-of-an-earlier-label-map",
-        "runtime/prediction.py",
+        "runtime/output_plan.py",
         "return (self.other_labels, self.probabilities, self.preview, self.report)",
         "return (self.other_labels, self.probabilities, self.preview)",
         "tests/test_prediction.py::test_a_report_goes_with_the_label_map_that_it_shows",
