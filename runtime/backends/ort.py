@@ -39,7 +39,7 @@ class OrtBackend:
         """
         self._card = card
         self._info = info
-        self.ops = NumpyOps()
+        self.ops = NumpyOps(threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         # Windows keep their shape, so the plan of the first run holds; the arena would only grow
@@ -87,6 +87,7 @@ class OrtBackend:
     def close(self) -> None:
         del self._session
         self._buffer = np.zeros(0, np.float32)
+        self.ops.close()
 
 
 def open_session(
