@@ -16,13 +16,13 @@ from runtime.bounded import read_json
 from runtime.case import Case, holds_images
 from runtime.errors import InputError, UsageError
 from runtime.labels import Convention, to_convention
-from runtime.measure import volumes_ml
 from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME, is_ours
 from runtime.nifti_bytes import stored_digest
 from runtime.nifti_writer import write_label_map, write_probabilities
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by
 from runtime.segmenter import Prediction
+from runtime.volumes import volumes_ml
 
 
 @dataclass(frozen=True)
