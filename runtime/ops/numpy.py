@@ -6,7 +6,7 @@ the interpreter lock. No bit of a result depends on the number of threads.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise, product
 from time import perf_counter
 from typing import Any, Final, TypeVar
@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 _ROWS: Final = 8
 _PLANES: Final = 16
 _NOT_FINITE: Final = 0x7F800000
+# More only wait for the memory, and for each other.
+_MOST_THREADS: Final = 8
 
 
 class NumpyOps:
@@ -38,8 +40,9 @@ class NumpyOps:
         """
         Args:
             threads: how many work at a time, the calling one among them; None means one per core.
+                More than 8 are not used.
         """
-        self._threads = threads or len(_cores())
+        self._threads = min(threads or len(_cores()), _MOST_THREADS)
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -61,8 +64,8 @@ class NumpyOps:
             first = work(*parts[0])
         finally:
             # Nobody writes to the caller's arrays once this has returned, or raised.
-            results = [other.result() for other in others]
-        return [first, *results]
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
     def upload(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
