@@ -32,6 +32,7 @@ from runtime.planes import (
     to_lps,
 )
 from runtime.surface import Mask, Spacing, bounding_box
+from runtime.volumes import voxel_ml
 
 Areas = npt.NDArray[np.float64]
 
@@ -166,30 +167,9 @@ def measure(labels: LabelMap, volume: Volume) -> Measurements:
         MappingProxyType(
             {name: _structure(name, mask, spacing, tumour, brain) for name, mask in masks.items()}
         ),
-        brain * _voxel_ml(spacing),
+        brain * voxel_ml(spacing),
         MappingProxyType({plane: MappingProxyType(of) for plane, of in profiles.items()}),
     )
-
-
-def volumes_ml(labels: LabelMap, spacing: Spacing) -> dict[str, dict[str, float]]:
-    """Volumes of labels and regions.
-
-    Args:
-        labels: uint8 (X, Y, Z), network labels.
-        spacing: mm along X, Y, Z.
-
-    Returns:
-        ``{"labels": {"NCR", "ED", "ET"}, "regions": {"WT", "TC", "ET"}}`` in ml.
-    """
-    counts = np.bincount(labels.ravel(order="K"), minlength=len(Label))
-    voxel_ml = _voxel_ml(spacing)
-    return {
-        "labels": {label.name: int(counts[label]) * voxel_ml for label in Label if label},
-        "regions": {
-            name: sum(int(counts[label]) for label in members) * voxel_ml
-            for name, members in REGIONS.items()
-        },
-    }
 
 
 def check_shape(what: str, labels: LabelMap, volume: Volume) -> None:
@@ -226,7 +206,7 @@ def _structure(name: str, mask: Mask, spacing: Spacing, tumour: int, brain: int)
     return Structure(
         name=name,
         voxels=voxels,
-        volume_ml=voxels * _voxel_ml(spacing),
+        volume_ml=voxels * voxel_ml(spacing),
         percent_of_tumour=100 * voxels / tumour if tumour else None,
         percent_of_brain=100 * voxels / brain if brain else None,
         lesions=count_lesions(mask, spacing),
@@ -245,10 +225,6 @@ def _areas(
         height * width
     )
     return areas
-
-
-def _voxel_ml(spacing: Spacing) -> float:
-    return float(np.prod(spacing)) / 1000
 
 
 def _rounded(value: float) -> float:

@@ -11,12 +11,12 @@ from runtime import DISCLAIMER, __version__
 from runtime.atomic import as_json, remove, together
 from runtime.bounded import read_json
 from runtime.labels import to_convention
-from runtime.measure import volumes_ml
 from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
 from runtime.output_plan import OutputPlan
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by, written_of
 from runtime.segmenter import Prediction
+from runtime.volumes import volumes_ml
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from runtime import DISCLAIMER
 from runtime.labels import MODALITIES, LabelMap
-from runtime.measure import brain_of, check_shape, volumes_ml
+from runtime.measure import brain_of, check_shape
 from runtime.nifti import INTENT_NAME, Volume
 from runtime.overlay import LABEL_COLOURS, LABEL_NAMES, Overlay, Rgb
 from runtime.planes import (
@@ -24,6 +24,7 @@ from runtime.planes import (
     to_lps,
 )
 from runtime.printable import printable
+from runtime.volumes import volumes_ml
 
 _BACKGROUND: Final[Rgb] = (13, 15, 18)
 _PANEL: Final[Rgb] = (0, 0, 0)

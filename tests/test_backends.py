@@ -3,7 +3,10 @@
 import hashlib
 import itertools
 import json
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -536,3 +539,39 @@ def test_no_directory_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="a file"):
         ModelDir.open(tmp_path / "file")
+
+
+HOLE = """
+import sys
+from pathlib import Path
+import numpy as np
+from runtime.backends import BackendOptions, open_backend
+from runtime.model_dir import ModelDir
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if sys.argv[2:]:
+    backend = open_backend(ModelDir.open(Path(sys.argv[1])), BackendOptions("ort", threads=1))
+SIZE = 20 << 20
+for _ in range(3):
+    blocks = [np.ones(SIZE, np.uint8) for _ in range(3)]
+    kept = np.ones(100_000, np.uint8)
+    before = resident()
+    del blocks
+print((before - resident()) // SIZE)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc only")
+def test_large_blocks_go_back_to_the_system(tiny_model: Path) -> None:
+    given = []
+    for opened in ((), ("opened",)):
+        command = [sys.executable, "-c", HOLE, str(tiny_model), *opened]
+        done = subprocess.run(
+            command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+        )
+        given.append(int(done.stdout))
+    # Left alone, they stay as holes in the heap.
+    assert given[0] < 2
+    assert given[1] in (2, 3)

@@ -29,10 +29,14 @@ Array = npt.NDArray[Any]
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["numpy", "fake", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["numpy", "threads", "fake", pytest.param("cuda", marks=pytest.mark.gpu)])
 def ops(request: pytest.FixtureRequest) -> Iterator[ArrayOps]:
     if request.param == "numpy":
         yield NumpyOps()
+    elif request.param == "threads":
+        ops = NumpyOps(3)
+        yield ops
+        ops.close()
     elif request.param == "fake":
         with fake_cupy.installed():
             from runtime.ops.cupy import CupyOps

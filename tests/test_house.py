@@ -126,6 +126,19 @@ def test_the_runtime_needs_neither_torch_nor_onnx() -> None:
     } <= imported_now  # fmt: skip
 
 
+def test_a_case_is_segmented_without_scipy() -> None:
+    """To load it takes as long as a case takes around the network; a card's rules may need it."""
+    begin = "runtime.cli.infer, runtime.cli.infer_view, runtime.cohort, runtime.backends.openvino"
+    # nibabel loads the package itself, which has next to nothing in it.
+    code = f"import sys, {begin}; print([m for m in sys.modules if m.startswith('scipy.')])"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, text=True, cwd=ROOT, timeout=120, check=True,
+    )  # fmt: skip
+    loaded = {"scipy.ndimage", "scipy.spatial", "scipy.sparse", "scipy.linalg"}
+    assert not [name for name in loaded if f"'{name}'" in done.stdout], done.stdout
+
+
 def test_gpu_libraries_are_imported_in_one_place_each() -> None:
     """CuPy behind the array operations; TensorRT, of either name, where it is looked for."""
     importers = {

@@ -16,10 +16,11 @@ from runtime.diameter import largest_axial_diameter, largest_diameter
 from runtime.errors import InputError
 from runtime.labels import Label, LabelMap
 from runtime.lesions import LesionRule, count_lesions, score_lesions
-from runtime.measure import STRUCTURES, measure, volumes_ml
+from runtime.measure import STRUCTURES, measure
 from runtime.nifti import Grid, Volume
 from runtime.phantom import Enhancement, phantom_case
 from runtime.planes import PLANES, Plane, lps_spacing
+from runtime.volumes import volumes_ml
 from tests.heads import ORIENTATIONS, stored_as, volume_of
 
 Mask = npt.NDArray[np.bool_]

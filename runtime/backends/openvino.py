@@ -48,7 +48,7 @@ class OpenVinoBackend:
             )
         self._card = card
         self._info = info
-        self.ops = NumpyOps()
+        self.ops = NumpyOps(threads)
         self._core = openvino.Core()
         self._settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -132,6 +132,7 @@ class OpenVinoBackend:
     def close(self) -> None:
         self._request = None
         self._buffer = np.zeros(0, np.float32)
+        self.ops.close()
 
 
 def _check_graph(

@@ -152,9 +152,9 @@ FAULTS = (
     ),
     Fault(
         "sample-deviation",
-        "runtime/ops/numpy.py",
-        "np.sqrt(max(squares, 0.0) / count)",
-        "np.sqrt(max(squares, 0.0) / (count - 1))",
+        "runtime/ops/moments.py",
+        "/ (count * count)",
+        "/ (count * (count - 1))",
         "tests/test_preprocess.py::test_voxels_are_those_of_the_formula",
     ),
     Fault(
@@ -181,8 +181,8 @@ FAULTS = (
     Fault(
         "ties-to-the-highest-label",
         "runtime/ops/numpy.py",
-        "larger = inner[index] > best",
-        "larger = inner[index] >= best",
+        "larger = inner[index][rows] > best",
+        "larger = inner[index][rows] >= best",
         "tests/test_windows.py::test_a_tie_goes_to_the_lower_label",
     ),
     Fault(
