@@ -37,7 +37,7 @@ INJECTED: Final = {
 }  # fmt: skip
 READ_TOO: Final = ("openat", "close")
 """Calls that a reader makes as well: of these only what is done to hidden files and the folder."""
-FLAGS: Final = ("--probabilities", "--quiet")
+FLAGS: Final = ("--probabilities", "--preview", "--report", "--quiet")
 
 
 def fake_network() -> None:
@@ -67,6 +67,7 @@ class Found:
     swallowed: list[str] = field(default_factory=list)
     partial: list[str] = field(default_factory=list)
     untrue: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     wrong_codes: list[str] = field(default_factory=list)
     left_by_errors: list[str] = field(default_factory=list)
     not_recovered: list[str] = field(default_factory=list)
@@ -122,6 +123,15 @@ class Faults:
         found.codes[str(code)] = found.codes.get(str(code), 0) + 1
         found.partial += [f"{name}: {one}" for one in (*torn(self.folder), *self.neither())]
         found.untrue += [f"{name}: {one}" for one in untrue(self.folder)]
+        if fault != "kill" and not fresh and self.is_hidden_file(what):
+            # Nothing of the new result has taken its place yet: the old one is there whole.
+            now = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+            found.lost += [f"{name}: {one}" for one in self.old_bytes if one not in now]
+            found.lost += [
+                f"{name}: {one} is another"
+                for one in set(now) & set(self.old_bytes)
+                if now[one] != self.old_bytes[one] and code == 7
+            ]
         complete = meaning(self.folder) == self.new_meaning
         if fault == "kill":
             right = code == -signal.SIGKILL
@@ -137,6 +147,11 @@ class Faults:
         if again or meaning(self.folder) != self.new_meaning:
             found.not_recovered.append(f"{name}: {again} {self.errors.read_text()[-500:]}")
         found.left_after_recovery += [f"{name}: {one}" for one in leftovers(self.folder)]
+
+    def is_hidden_file(self, what: str) -> bool:
+        """Whether an operation is the making or writing of what has no final name yet."""
+        call, _, target = what.partition(" ")
+        return target.startswith(".") and not call.startswith(("rename", "replace", "close"))
 
     def neither(self) -> list[str]:
         """Files that are neither the old one nor the new one."""

@@ -53,10 +53,10 @@ def untrue(folder: Path) -> list[str]:
     """Sidecars that vouch for a file that is not there, or is another one."""
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        output = json.loads(path.read_bytes())["output"]
-        for entry in (output, output.get("probabilities")):
-            if entry is None:
-                continue
+        sidecar = json.loads(path.read_bytes())
+        output, run = sidecar["output"], sidecar["run"]
+        entries = (output, output.get("probabilities"), run.get("preview"), run.get("report"))
+        for entry in filter(None, entries):
             target = folder / entry["file"]
             if not target.is_file():
                 found.append(f"{path.name} vouches for {target.name}, which is not there")
