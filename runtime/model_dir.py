@@ -17,11 +17,12 @@ PARITY: Final = "parity.json"
 ONNX_FP32: Final = "model.onnx"
 ONNX_FP16: Final = "model.fp16.onnx"
 ONNX_BF16: Final = "model.bf16.onnx"
+ONNX_INT8: Final = "model.int8.onnx"
 WRITTEN: Final = Path("model")
 """Where brats-export writes a model unless told otherwise."""
 BUILT_IN: Final = Path(__file__).parent / "models" / "reference"
 """The reference model that is a part of this package, once one has been good enough."""
-_FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16"}
+_FLAGS: Final = {ONNX_FP16: " --fp16", ONNX_BF16: " --bf16", ONNX_INT8: " --int8"}
 
 Verdict = Literal["pass", "fail", "inconclusive", "none"]
 

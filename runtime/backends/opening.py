@@ -15,7 +15,7 @@ from runtime.errors import (
     UsageError,
 )
 from runtime.model_card import Shape3
-from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ModelDir
+from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ONNX_INT8, ModelDir
 
 if TYPE_CHECKING:
     from runtime.ops.cupy import CupyOps
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BackendName = Literal["auto", "trt", "ort", "openvino"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
-_GRAPHS: Final = {"fp32": ONNX_FP32, "fp16": ONNX_FP16, "bf16": ONNX_BF16}
+_GRAPHS: Final = {"fp32": ONNX_FP32, "fp16": ONNX_FP16, "bf16": ONNX_BF16, "int8": ONNX_INT8}
 _VOUCHED: Final = ("pass", "inconclusive")
 
 
@@ -34,7 +34,7 @@ class BackendOptions:
     Attributes:
         backend: "auto" takes the fastest that works here: a GPU first, then openvino, then ort.
         device: "auto", "cpu", or "cuda:N".
-        precision: "auto" is fp32 on a CPU and certified fp16 on a GPU.
+        precision: "auto" is fp32 on a CPU and certified fp16 on a GPU; "int8" is for CPUs.
         threads: CPU threads; None means one per core.
         uncertified: run an artefact that no parity certificate covers.
         patch: shape (X, Y, Z) of the windows that are to be run, which an engine must be built
@@ -97,9 +97,11 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
     """
     if failed.precision == "fp32":
         return None
-    wanted = replace(options, precision="fp32")
-    names: tuple[BackendName, ...] = ("trt", "ort") if failed.name == "trt" else ("ort",)
-    for name in names:
+    # int8 chooses the CPU, where fp32 would choose a GPU.
+    device = "cpu" if failed.device == "cpu" else options.device
+    wanted = replace(options, precision="fp32", device=device)
+    names: tuple[BackendName, ...] = ("trt", "openvino", "ort")
+    for name in (name for name in names if name in (failed.name, "ort")):
         try:
             return open_backend(model, replace(wanted, backend=name))
         except BratsError:
@@ -110,7 +112,10 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
 
 def _gpu_index(options: BackendOptions) -> int | None:
     """The CUDA device to use; None for the CPU."""
-    if options.device == "cpu" or (options.device == "auto" and options.backend == "openvino"):
+    quantized = options.precision == "int8" and options.backend != "trt"
+    if options.device == "cpu" or (
+        options.device == "auto" and (options.backend == "openvino" or quantized)
+    ):
         if options.backend == "trt":
             raise UsageError(
                 "--device",
@@ -130,6 +135,13 @@ def _gpu_index(options: BackendOptions) -> int | None:
         )
     # The driver is asked before any GPU library is imported.
     devices = cuda_devices()
+    if options.precision == "int8":
+        raise UsageError(
+            "--precision",
+            found="int8 on a GPU",
+            expected="int8 on a CPU, the only place where it is certified",
+            remedy="drop --device and --backend, or use --precision fp16",
+        )
     if options.device == "auto" and options.backend != "trt":
         return 0 if devices else None
     wanted = int(options.device.partition(":")[2] or 0)
@@ -160,13 +172,6 @@ def _open(
     options: BackendOptions,
     fell_back_from: str | None,
 ) -> Backend:
-    if options.precision == "int8":
-        raise UsageError(
-            "--precision",
-            found="int8",
-            expected="a model with an int8 graph",
-            remedy="use fp32 or fp16: brats-export writes no int8 graph yet",
-        )
     if index is not None and name != "openvino":
         _need("cupy", name)
     if name == "trt":
@@ -176,7 +181,7 @@ def _open(
     info = BackendInfo(
         name=name,
         device="cpu" if index is None else f"cuda:{index}",
-        precision="fp32" if index is None else _precision_of(artefact),
+        precision=_precision_of(artefact),
         artefact=artefact,
         sha256=model.hashes[artefact],
         certificate=verdict,
