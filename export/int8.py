@@ -4,6 +4,9 @@ pairs of QuantizeLinear and DequantizeLinear (Q/DQ) that every backend knows.
 Only ONNX's own operators, zero points of 0 and int8 throughout: what TensorRT demands, and what
 OpenVINO and ONNX Runtime take as well. Weights are stored as integers, with a scale for each output
 channel; activations have one scale for a tensor. Biases, additions and the softmax stay in fp32.
+
+onnxruntime.quantization finds the same axes and scales of weights, but rounds more than a backend
+needs: every convolution's result before its rectifier, both summands of a skip, the logits.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +19,7 @@ from onnx import helper, numpy_helper
 
 QUANTIZED: Final = ("Conv", "ConvTranspose")
 LEVELS: Final = 127
-"""Largest magnitude of a quantised value; -128 is not used, so that the range is symmetric."""
+"""What a limit becomes. A weight is never -128, so that its range is symmetric."""
 # The axis of a weight along which its output channels lie.
 _CHANNELS: Final = {"Conv": 0, "ConvTranspose": 1}
 
@@ -26,8 +29,8 @@ def quantize(
 ) -> onnx.ModelProto:
     """A copy of ``model`` whose convolutions, plain and transposed, compute in int8.
 
-    A value x becomes round(x / s) of -127 to 127 or beyond that the nearest of them, with s = limit
-    / 127 for an activation and max|w| / 127 for an output channel of a weight; halves go to even.
+    A value x becomes round(x / s), halves to even, clipped to -128 to 127, with s = limit / 127 for
+    an activation and max|w| / 127 for an output channel of a weight.
     What a max-pooling takes is quantised before it, and its result again with the same scale, which
     changes nothing and lets a backend pool integers.
 

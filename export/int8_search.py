@@ -182,7 +182,8 @@ def arithmetic_of(backend: Backend) -> str:
     """What a backend executes of a Q/DQ graph, in words; it must be bound."""
     executed = getattr(backend, "convolutions", None)
     if executed is None:
-        # None of its int8 convolutions takes what a rectifier leaves with a zero point of 0.
+        # ONNX Runtime has an int8 convolution, but takes it only where a tensor is quantised right
+        # after the convolution, its bias too. Ours is rectified first.
         return "fp32, of values rounded to int8"
     counts: Mapping[str, int] = executed()
     integers = sum(counts.get(kind, 0) for kind in INTEGERS)

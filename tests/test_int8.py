@@ -3,8 +3,11 @@
 The truth here is written out: integers, scales and loops over the offsets of a kernel.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -509,3 +512,38 @@ def test_the_gate_judges_on_other_cases(cases: list[ParityCase]) -> None:
     used = {name: f"1 {name}" for name in CARD.modalities}
     left = list(apart_from(CaseList(told_apart), Calibration({}, (used,), {})))
     assert left == [told_apart[0], told_apart[2]]
+
+
+# TensorRT, in a process of its own, as it may take its process with it
+
+BUILD = """
+import sys
+from pathlib import Path
+from export.engine import BuildOptions, build_engine
+from runtime.backends.tensorrt_library import load_tensorrt
+from runtime.engine import Profile
+
+options = BuildOptions(Profile((16, 16, 16), 1, 1, 1), compute_capability="8.9")
+built = build_engine(Path(sys.argv[1]).read_bytes(), load_tensorrt(), options)
+print(len(built.plan), *built.warnings)
+"""
+
+
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None,
+    reason="TensorRT-RTX is not installed: pip install brats-deploy[rtx]",
+)
+def test_tensorrt_takes_the_graph(tmp_path: Path) -> None:
+    """Parsed and built, which shows that its rules for Q/DQ are kept; it takes a GPU to run it."""
+    file = tmp_path / "model.int8.onnx"
+    file.write_bytes(quantize(small_graph(), LIMITS).SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, str(file)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr
+    size, *warnings = done.stdout.split()
+    assert int(size) > 0
+    assert warnings == []
