@@ -27,6 +27,8 @@ from runtime.model_dir import ONNX_INT8, sha256_of
 _DICE: Final = 0.98
 _TRUTH: Final = 0.99
 _CHANGED: Final = 0.03
+Opener = Callable[[bytes, ModelCard, BackendInfo, int | None], Backend]
+"""Opener(model, card, info, threads): a CPU backend."""
 INTEGERS: Final = ("u8", "i8")
 """What OpenVINO calls the types of a convolution in int8."""
 
@@ -190,11 +192,9 @@ def arithmetic_of(backend: Backend) -> str:
     return f"int8 in {integers} of {sum(counts.values())} convolutions, fp32 elsewhere"
 
 
-def _runners() -> list[tuple[str, Callable[[bytes, ModelCard, BackendInfo, int | None], Backend]]]:
+def _runners() -> list[tuple[str, Opener]]:
     """The CPU backends that are here, the fastest first."""
-    found: list[tuple[str, Callable[[bytes, ModelCard, BackendInfo, int | None], Backend]]] = [
-        ("ort", OrtBackend)
-    ]
+    found: list[tuple[str, Opener]] = [("ort", OrtBackend)]
     # Not every machine that exports serves on its CPU.
     if find_spec("openvino") is not None:
         from runtime.backends.openvino import OpenVinoBackend

@@ -13,6 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from export.calibrate import Calibration, calibrate
+from export.int8_search import quantize_until_it_passes
 from export.parity import Gate
 from runtime.backends import BackendInfo, BackendOptions, open_backend, open_spare
 from runtime.errors import InputError, ParityError, UsageError
@@ -135,10 +136,8 @@ def test_a_failed_gate_releases_nothing(
     model: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     monkeypatch.setattr("export.produce.calibrate", hopeless)
-    monkeypatch.setattr("export.int8_search.EVALUATIONS", 1)
-    monkeypatch.setattr(
-        "export.int8_search.quantize_until_it_passes.__defaults__", (None, print, 1)
-    )
+    once = partial(quantize_until_it_passes, evaluations=1)
+    monkeypatch.setattr("export.produce.quantize_until_it_passes", once)
     before = bytes_of(model)
     arguments = ("--int8", "--engines", "no", "--data", place / "data")
     assert exported(place / "good.pt", "-o", model, *arguments) == 5
