@@ -37,6 +37,10 @@ class ExportArgs:
     """Also write an fp16 graph for GPUs, certified by emulating its arithmetic."""
     bf16: bool = False
     """Also write a bf16 graph, certified likewise."""
+    int8: bool = False
+    """Also write an int8 graph for CPUs, certified by running it."""
+    calibrate: Annotated[Path | None, optional("DIR")] = None
+    """Cases that set the ranges of int8; cases of --data that the gate can spare by default."""
     half_weights: bool = False
     """Store model.onnx's weights in fp16, at half the size; it computes in fp32 all the same."""
     modes: bool = False
@@ -135,6 +139,13 @@ def check(options: ExportArgs) -> None:
         ),
         (options.device < 0, "--device", options.device, "0 or more", "see nvidia-smi"),
         (
+            options.calibrate is not None and not options.int8,
+            "--calibrate",
+            options.calibrate,
+            "an int8 graph to calibrate",
+            "add --int8",
+        ),
+        (
             options.strict_fp16 and not (options.fp16 or options.bf16),
             "--strict-fp16",
             "neither --fp16 nor --bf16",
@@ -177,7 +188,7 @@ def check_adding(options: ExportArgs) -> None:
         "--name": options.name is not None,
         "--runs": options.runs != RUNS,
         "--engines no": options.engines == "no"
-        and not (options.fp16 or options.bf16 or options.modes),
+        and not (options.fp16 or options.bf16 or options.int8 or options.modes),
     }
     wrong = [flag for flag, is_given in given.items() if is_given]
     if wrong:

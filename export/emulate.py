@@ -23,6 +23,8 @@ from runtime.model_card import ModelCard, Shape3
 from runtime.ops.numpy import NumpyOps
 
 FP16_MAX: Final = 65504.0
+See = Callable[[str, Tensor], None]
+"""see(name, tensor): a tensor of the graph, in the arithmetic's dtype."""
 _REDUCED: Final = {TensorProto.FLOAT16: torch.float16, TensorProto.BFLOAT16: torch.bfloat16}
 
 
@@ -75,9 +77,17 @@ class EmulatedGraph:
         return _laid_out(torch.from_numpy(array.astype(np.float64)).to(self._arithmetic))
 
     @torch.inference_mode()
-    def __call__(self, image: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-        """Run on float32 (N, C, X, Y, Z); returns the output in the arithmetic's dtype."""
+    def __call__(
+        self, image: npt.NDArray[np.float32], see: See = lambda name, tensor: None
+    ) -> npt.NDArray[Any]:
+        """Run on float32 (N, C, X, Y, Z); returns the output in the arithmetic's dtype.
+
+        Args:
+            image: the input.
+            see: is shown the input and what every node makes, valid only inside the call.
+        """
         tensors = {self._input: _laid_out(torch.from_numpy(image).to(self._arithmetic))}
+        see(self._input, tensors[self._input])
         for index, node in enumerate(self._nodes):
             inputs = [
                 self._weights[name] if name in self._weights else tensors[name]
@@ -95,6 +105,7 @@ class EmulatedGraph:
                 peak = peak if peak == peak else float("inf")
                 self.peaks[name] = max(self.peaks.get(name, 0.0), peak)
             tensors[name] = result
+            see(name, result)
             for used in node.input:
                 if self._last_use.get(used) == index:
                     tensors.pop(used, None)

@@ -25,6 +25,7 @@ from export.parity import Candidate
 from export.produce import Parity, Product
 from export.up_branch import UpBranch
 from runtime.engine import ENGINES, EnginePrecision, EngineRecord
+from runtime.model_dir import ONNX_INT8
 
 _ORDER: Final[tuple[EnginePrecision, ...]] = ("fp16", "bf16", "fp32")
 
@@ -141,7 +142,7 @@ def _judge(product: Product, choice: EngineChoice, engine: Engine, entry: dict[s
 
 def drop_unused_forms(product: Product) -> None:
     """Take out the forms of a graph that no engine was built from; model.onnx and its like stay."""
-    used = {record.source for record in _records(product)} | set(GRAPHS.values())
+    used = {record.source for record in _records(product)} | {*GRAPHS.values(), ONNX_INT8}
     product.forget([name for name in product.files if name.endswith(".onnx") and name not in used])
 
 

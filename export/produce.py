@@ -1,15 +1,17 @@
 """From a checkpoint, or from a model directory that was exported elsewhere, to what is released."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, get_args
 
 import onnx
 
 from export.build import GRAPHS, Built, file_of
+from export.calibrate import CalibrationCases, calibrate
 from export.engines import EngineSource
 from export.half_weights import is_halved, restore_weights
+from export.int8_search import apart_from, int8_gate, quantize_until_it_passes
 from export.mixed_precision import Reduction, reduce_until_it_passes
 from export.parity import Candidate, CaseList, Gate, Reference, certify, with_entry
 from export.precision import Reduced
@@ -17,7 +19,7 @@ from export.up_branch import UpBranch
 from runtime.engine import ENGINES
 from runtime.errors import BratsError, InputError
 from runtime.model_card import ModelCard
-from runtime.model_dir import ONNX_FP32, ModelDir, sha256_of
+from runtime.model_dir import ONNX_FP32, ONNX_INT8, ModelDir, sha256_of
 
 Told = Callable[[str], None]
 """told(line): what is about to be done, which may take minutes."""
@@ -114,11 +116,15 @@ class Reductions:
         strict: keep no part in fp32.
         on_gpu: makes a backend that runs an ONNX file on the GPU at hand, so that the certificate
             covers that too; None without one.
+        calibration: what an int8 graph is calibrated on; None where none is wanted.
+        threads: CPU threads that it is judged with; None means all cores.
     """
 
     kinds: tuple[Reduced, ...] = ()
     strict: bool = False
     on_gpu: Callable[[bytes, str, str], Any] | None = None
+    calibration: CalibrationCases | None = None
+    threads: int | None = None
 
 
 def from_network(built: Built, card: ModelCard, parity: Parity, wanted: Reductions) -> Product:
@@ -157,6 +163,7 @@ def from_network(built: Built, card: ModelCard, parity: Parity, wanted: Reductio
     for kind in wanted.kinds:
         for form, graph in built.graphs.items():
             _reduce(product, graph, kind, form, parity, wanted)
+    _quantize(product, built.graphs["k4"], parity, wanted)
     return product
 
 
@@ -170,6 +177,28 @@ def add_reduced(product: Product, parity: Parity, wanted: Reductions) -> None:
     for kind in wanted.kinds:
         if GRAPHS[kind] not in product.files:
             _reduce(product, graph, kind, "k4", parity, wanted)
+    if ONNX_INT8 not in product.files:
+        _quantize(product, graph, parity, wanted)
+
+
+def _quantize(product: Product, graph: onnx.ModelProto, parity: Parity, wanted: Reductions) -> None:
+    """Add an int8 graph, judged by a gate of its own on cases that it was not calibrated on."""
+    if wanted.calibration is None:
+        return
+
+    def told(line: str) -> None:
+        parity.told(f"{ONNX_INT8}: {line}")
+
+    calibration = calibrate(graph, product.card, wanted.calibration, told)
+    cases = parity.cases if wanted.calibration.shared else apart_from(parity.cases, calibration)
+    own = replace(parity, cases=cases, gate=int8_gate(parity.gate))
+    quantized = quantize_until_it_passes(
+        graph, own.reference, own.cases, own.gate, calibration, wanted.threads, told
+    )
+    terms = product.other_terms(own.certify(()))
+    for entry in quantized.entries:
+        product.cover({**entry, **terms})
+    product.files[ONNX_INT8] = quantized.data
 
 
 def _reduce(

@@ -98,6 +98,8 @@ def _words(entry: Mapping[str, Any]) -> str:
 def _remedy(entry: Mapping[str, Any]) -> str:
     if "built_from" in entry:
         return "run the ONNX models on this GPU with --backend ort"
+    if ".int8." in entry["file"]:
+        return "export again without --int8"
     # A search that found nothing says why it gave up; without one, none was allowed.
     if "kept" in entry and "gave_up" not in entry["kept"]:
         return "export again without --strict-fp16"

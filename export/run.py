@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.status import Status
 
 from export.build import build
-from export.cases import parity_cases
+from export.cases import calibration_cases, parity_cases
 from export.cli import ExportArgs, check_adding
 from export.engine_choice import EngineChoice, add_engines, drop_unused_forms
 from export.engine_view import EngineView
@@ -59,8 +59,8 @@ def export(options: ExportArgs, console: Console) -> None:
     out = Path(os.path.realpath(options.output or (model.path if model else WRITTEN)))
     check_target(out)
     kinds = _kinds(options)
-    only_engines = model is not None and not kinds and not options.modes
-    device = _engine_device(options, only_engines, console)
+    adds = bool(kinds) or options.int8 or options.modes
+    device = _engine_device(options, model is not None and not adds, console)
     with console.status("starting") as status:
         told = _teller(status, console)
         if model is not None:
@@ -117,7 +117,10 @@ def _kinds(options: ExportArgs) -> tuple[Reduced, ...]:
 
 def _reductions(options: ExportArgs, card: ModelCard, device: EngineDevice | None) -> Reductions:
     on_gpu = _on_gpu(card, device) if device is not None else None
-    return Reductions(_kinds(options), options.strict_fp16, on_gpu)
+    calibration = calibration_cases(options.data, options.calibrate) if options.int8 else None
+    return Reductions(
+        _kinds(options), options.strict_fp16, on_gpu, calibration, threads=options.threads
+    )
 
 
 def _loaded(options: ExportArgs, console: Console) -> tuple[torch.nn.Module, ModelCard]:

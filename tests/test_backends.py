@@ -349,7 +349,8 @@ def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.Monke
         (BackendOptions(device="cuda:-1"), UsageError, 2),
         (BackendOptions("ort", device="cpu", precision="fp16"), UsageError, 2),
         (BackendOptions(device="cpu", precision="fp16"), UsageError, 2),
-        (BackendOptions(device="cpu", precision="int8"), UsageError, 2),
+        (BackendOptions(device="cpu", precision="int8"), InputError, 3),
+        (BackendOptions("trt", device="cpu", precision="int8"), UsageError, 2),
     ],
 )
 def test_what_cannot_be_had_is_refused(

@@ -227,7 +227,7 @@ def test_a_network_that_overflows_exits_8(
         (["--batch", "0"], 2, "--batch"),
         (["--device", "gpu"], 2, "--device"),
         (["--precision", "fp16", "--device", "cpu"], 2, "--precision"),
-        (["--precision", "int8", "--device", "cpu"], 2, "--precision"),
+        (["--precision", "int8", "--device", "cpu"], 3, "model.int8.onnx"),
         (["--channels", "a,b"], 2, "--channels"),
         (["--backend", "trt", "--device", "cpu"], 2, "--device"),
         (["--backend", "trt"], 4, "--backend trt"),

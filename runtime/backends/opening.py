@@ -3,27 +3,24 @@
 import shlex
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
+from runtime.backends.cupy_device import cupy_ops
 from runtime.backends.driver import cuda_devices, gpu
 from runtime.backends.seam import Backend, BackendInfo
 from runtime.errors import (
     BackendUnavailableError,
     BratsError,
-    ComputeError,
     ParityError,
     UsageError,
 )
-from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ModelDir
+from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ONNX_INT8, ModelDir
 from runtime.windows import Patch
-
-if TYPE_CHECKING:
-    from runtime.ops.cupy import CupyOps
 
 BackendName = Literal["auto", "trt", "ort", "openvino"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
-_GRAPHS: Final = {"fp32": ONNX_FP32, "fp16": ONNX_FP16, "bf16": ONNX_BF16}
+_GRAPHS: Final = {"fp32": ONNX_FP32, "fp16": ONNX_FP16, "bf16": ONNX_BF16, "int8": ONNX_INT8}
 _VOUCHED: Final = ("pass", "inconclusive")
 
 
@@ -34,7 +31,7 @@ class BackendOptions:
     Attributes:
         backend: "auto" takes the fastest that works here: a GPU first, then openvino, then ort.
         device: "auto", "cpu", or "cuda:N".
-        precision: "auto" is fp32 on a CPU and certified fp16 on a GPU.
+        precision: "auto" is fp32 on a CPU and certified fp16 on a GPU; "int8" is for CPUs.
         threads: CPU threads; None means one per core.
         uncertified: run an artefact that no parity certificate covers.
         patch: shape (X, Y, Z) of the windows that are to be run, which an engine must be built
@@ -97,9 +94,11 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
     """
     if failed.precision == "fp32":
         return None
-    wanted = replace(options, precision="fp32")
-    names: tuple[BackendName, ...] = ("trt", "ort") if failed.name == "trt" else ("ort",)
-    for name in names:
+    # int8 chooses the CPU, where fp32 would choose a GPU.
+    device = "cpu" if failed.device == "cpu" else options.device
+    wanted = replace(options, precision="fp32", device=device)
+    names: tuple[BackendName, ...] = ("trt", "openvino", "ort")
+    for name in (name for name in names if name in (failed.name, "ort")):
         try:
             return open_backend(model, replace(wanted, backend=name))
         except BratsError:
@@ -110,7 +109,10 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
 
 def _gpu_index(options: BackendOptions) -> int | None:
     """The CUDA device to use; None for the CPU."""
-    if options.device == "cpu" or (options.device == "auto" and options.backend == "openvino"):
+    quantized = options.precision == "int8" and options.backend != "trt"
+    if options.device == "cpu" or (
+        options.device == "auto" and (options.backend == "openvino" or quantized)
+    ):
         if options.backend == "trt":
             raise UsageError(
                 "--device",
@@ -130,6 +132,13 @@ def _gpu_index(options: BackendOptions) -> int | None:
         )
     # The driver is asked before any GPU library is imported.
     devices = cuda_devices()
+    if options.precision == "int8":
+        raise UsageError(
+            "--precision",
+            found="int8 on a GPU",
+            expected="int8 on a CPU, the only place where it is certified",
+            remedy="drop --device and --backend, or use --precision fp16",
+        )
     if options.device == "auto" and options.backend != "trt":
         return 0 if devices else None
     wanted = int(options.device.partition(":")[2] or 0)
@@ -160,13 +169,6 @@ def _open(
     options: BackendOptions,
     fell_back_from: str | None,
 ) -> Backend:
-    if options.precision == "int8":
-        raise UsageError(
-            "--precision",
-            found="int8",
-            expected="a model with an int8 graph",
-            remedy="use fp32 or fp16: brats-export writes no int8 graph yet",
-        )
     if index is not None and name != "openvino":
         _need("cupy", name)
     if name == "trt":
@@ -176,7 +178,7 @@ def _open(
     info = BackendInfo(
         name=name,
         device="cpu" if index is None else f"cuda:{index}",
-        precision="fp32" if index is None else _precision_of(artefact),
+        precision=_precision_of(artefact),
         artefact=artefact,
         sha256=model.hashes[artefact],
         certificate=verdict,
@@ -194,7 +196,7 @@ def _open(
         return OrtBackend(data, model.card, info, options.threads)
     from runtime.backends.ort_cuda import OrtCudaBackend
 
-    return OrtCudaBackend(data, model.card, info, _cupy_ops(index))
+    return OrtCudaBackend(data, model.card, info, cupy_ops(index))
 
 
 def _open_trt(
@@ -243,47 +245,8 @@ def _open_trt(
         directory=model.path,
     )
     return TrtBackend(
-        model.read(found.key.plan), model.card, info, found.key, library, _cupy_ops(index)
+        model.read(found.key.plan), model.card, info, found.key, library, cupy_ops(index)
     )
-
-
-def _cupy_ops(index: int) -> "CupyOps":
-    """
-    Raises:
-        BackendUnavailableError: CuPy or the device does not work.
-        ComputeError: others have taken the device's memory.
-    """
-    where = f"cuda:{index}"
-    try:
-        from runtime.ops.cupy import CupyOps
-
-        return CupyOps(index)
-    except ImportError as error:
-        raise BackendUnavailableError(
-            where,
-            found=f"a CuPy that cannot be imported ({_line(error)})",
-            expected="CuPy for this machine's CUDA",
-            remedy="install brats-deploy[gpu] again, or use --device cpu",
-        ) from error
-    # CuPy's own classes are known only where it is imported; all are a RuntimeError.
-    except RuntimeError as error:
-        if "memory" in str(error).lower():
-            raise ComputeError(
-                where,
-                found=f"no free GPU memory ({_line(error)})",
-                expected="enough to start on",
-                remedy="wait for the process that holds it, or name another GPU with --device",
-            ) from error
-        raise BackendUnavailableError(
-            where,
-            found=f"a device that cannot be used ({_line(error)})",
-            expected="one that is free and healthy",
-            remedy="check nvidia-smi, or use --device cpu",
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _engine_precisions(

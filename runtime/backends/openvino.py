@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the fastest of the CPU backends."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ class OpenVinoBackend:
     `runtime.backends.Backend`.
 
     Owns the compiled model and the input tensor. The precision is pinned to f32: left alone,
-    OpenVINO chooses bf16 on processors that have it.
+    OpenVINO chooses bf16 on processors that have it. What a graph quantises is computed in int8 all
+    the same.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class OpenVinoBackend:
         check_card(card, stored, info.where)
         _check_graph(self._model, card, info.where)
         _check_finite(self._model, info.where)
+        self._compiled: openvino.CompiledModel | None = None
         self._request: openvino.InferRequest | None = None
         self._buffer: npt.NDArray[np.float32] = np.zeros(0, np.float32)
         self._window: Shape3 | None = None
@@ -108,6 +111,7 @@ class OpenVinoBackend:
         try:
             compiled = self._core.compile_model(static, "CPU", self._settings)
             self._request = compiled.create_infer_request()
+            self._compiled = compiled
         except RuntimeError as error:
             raise _failed(error) from error
         self._buffer = np.zeros(shape, np.float32)
@@ -129,8 +133,22 @@ class OpenVinoBackend:
             check_tensors(self._card, [taken], [given], self._info.where, self._window)
             take(index, index + 1, outputs)
 
+    def convolutions(self) -> dict[str, int]:
+        """How many convolutions, plain and transposed, the compiled model computes in each type, as
+        OpenVINO names it: "f32", or "u8" and "i8" for those that are quantised.
+        """
+        if self._compiled is None:
+            raise RuntimeError("convolutions() before bind()")
+        found: Counter[str] = Counter()
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            told = node.get_rt_info()
+            if told["layerType"].astype(str) in ("Convolution", "Deconvolution"):
+                found[told["runtimePrecision"].astype(str)] += 1
+        return dict(found)
+
     def close(self) -> None:
         self._request = None
+        self._compiled = None
         self._buffer = np.zeros(0, np.float32)
         self.ops.close()
 

@@ -310,6 +310,20 @@ FAULTS = (
         "tests/test_up_branch.py::test_what_does_not_compose_exactly_is_left_alone_and_named[bias]",
     ),
     Fault(
+        "int8-scales-along-the-wrong-axis",
+        "export/int8.py",
+        '_CHANNELS: Final = {"Conv": 0, "ConvTranspose": 1}',
+        '_CHANNELS: Final = {"Conv": 0, "ConvTranspose": 0}',
+        "tests/test_int8.py::test_what_the_graph_holds",
+    ),
+    Fault(
+        "int8-judged-on-its-calibration-cases",
+        "export/int8_search.py",
+        "if {image.sha256 for image in case.volume.images.values()} not in used",
+        "if True",
+        "tests/test_int8.py::test_the_gate_judges_on_other_cases",
+    ),
+    Fault(
         "fp16-without-rounding",
         "export/emulate.py",
         "result = result.to(rounded).to(self._arithmetic)",
