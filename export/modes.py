@@ -119,8 +119,8 @@ def add_modes(
             opened[file] = held.enter_context(closing(backend))
         exact = opened[EXACT.artefact]
         modes = {mode: opened[mode.artefact] for mode in wanted}
-        unseen = _unseen(cases, product.certificate)
-        entries = certify_modes(exact, modes, unseen, ModeGate(), source)
+        others = unseen(cases, product.certificate)
+        entries = certify_modes(exact, modes, others, ModeGate(), source)
     product.certificate = {**product.certificate, "modes": entries}
     product.notes += [
         f"quality {entry['quality']}: {entry['verdict']}, so that it will be refused: "
@@ -130,7 +130,7 @@ def add_modes(
     ]
 
 
-def _unseen(cases: Iterable[ParityCase], certificate: Mapping[str, Any]) -> Iterator[ParityCase]:
+def unseen(cases: Iterable[ParityCase], certificate: Mapping[str, Any]) -> Iterator[ParityCase]:
     """The cases that no graph was calibrated on, by the hashes of their images."""
     used = [
         set(case["inputs"].values())

@@ -261,3 +261,27 @@ def test_a_mode_and_other_terms_beside_it_are_refused(
 def test_a_budget_that_is_no_time_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         infer([str(tmp_path), f"--budget={text}"])
+
+
+def test_cases_that_a_graph_was_calibrated_on_decide_nothing(cases: Cases) -> None:
+    from export.modes import unseen
+
+    three = list(cases([None] * 3))
+    hashes = [{name: f"{number}{name}" for name in ("t1", "t2")} for number in range(3)]
+    three = [
+        ParityCase(
+            replace(
+                case.volume,
+                images={
+                    name: replace(case.volume.images[name], sha256=digest)
+                    for name, digest in own.items()
+                },
+            ),
+            None,
+        )
+        for case, own in zip(three, hashes, strict=True)
+    ]
+    plain = {"file": "model.onnx"}
+    int8 = {"file": "model.int8.onnx", "calibration": {"cases": [{"inputs": hashes[1]}]}}
+    assert list(unseen(three, {"artefacts": [plain]})) == three
+    assert list(unseen(three, {"artefacts": [plain, int8]})) == [three[0], three[2]]
