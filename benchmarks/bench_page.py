@@ -16,7 +16,8 @@ from typing import Any, Final
 
 import pytest
 
-from benchmarks.conftest import THREADS
+from benchmarks.conftest import THREADS, Report
+from benchmarks.figures import figure
 from runtime.case import Case
 from runtime.cli.app_options import AppOptions
 from runtime.model_dir import ModelDir
@@ -90,7 +91,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def bench_first_paint(benchmark: Any, url: str, browser: Any, rounds: int) -> None:
+def bench_first_paint(benchmark: Any, report: Report, url: str, browser: Any, rounds: int) -> None:
     """From asking for the address to the button that can be pressed; every visitor is a new one."""
     painted: list[float] = []
 
@@ -103,15 +104,23 @@ def bench_first_paint(benchmark: Any, url: str, browser: Any, rounds: int) -> No
 
     # The first visitor of a server is the one who waits for its imports: none to warm up.
     benchmark.pedantic(visit, rounds=max(rounds, 3), iterations=1)
-    benchmark.extra_info |= {
-        "question": "first paint",
-        "first_contentful_paint_ms": [round(one) for one in painted],
-    }
+    report(
+        "first paint",
+        {"first contentful paint": figure([one / 1000 for one in painted], "s")},
+        first_contentful_paint_ms=[round(one) for one in painted],
+    )
 
 
 @pytest.mark.parametrize("layout", ["planes", "grid"])
 def bench_slice_change(
-    benchmark: Any, url: str, browser: Any, case: Case, rounds: int, layout: str
+    benchmark: Any,
+    report: Report,
+    url: str,
+    browser: Any,
+    case: Case,
+    rounds: int,
+    layout: str,
+    case_facts: dict[str, Any],
 ) -> None:
     """From a step of the wheel to the slice on the screen."""
     page = browser.new_page(viewport=WINDOW)
@@ -134,10 +143,12 @@ def bench_slice_change(
     benchmark.pedantic(steps, rounds=rounds, iterations=1, warmup_rounds=1)
     page.close()
     timed = sorted(taken[STEPS:])
-    benchmark.extra_info |= {
-        "question": "slice change",
-        "layout": layout,
-        "median_ms": round(timed[len(timed) // 2], 1),
-        "slowest_ms": round(timed[-1], 1),
-        "steps": len(timed),
-    }
+    report(
+        "slice change",
+        {"step": figure([one / 1000 for one in timed], "s")},
+        layout=layout,
+        median_ms=round(timed[len(timed) // 2], 1),
+        slowest_ms=round(timed[-1], 1),
+        steps=len(timed),
+        **case_facts,
+    )
