@@ -47,7 +47,7 @@ from train.unet import UNet3D
 THREADS = 2
 LIBRARIES = ("torch", "openvino", "onnxruntime-gpu", "monai", "torchio", "nnunetv2", "numpy")
 Report = Callable[..., None]
-"""report(question, figures, **facts): put figures and what they are of into a benchmark's record."""
+"""report(question, figures, **facts): put figures, and what they are of, into a record."""
 _EARLIER = pytest.StashKey[dict[str, Any]]()
 _LINES = pytest.StashKey[list[str]]()
 

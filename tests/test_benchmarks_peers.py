@@ -1,0 +1,120 @@
+"""The benchmarks' peers segment as they should: with the same windows they give our labels, and the
+loop of the published tutorial leaves out the far ends.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.peers import (
+    MONAI,
+    MONAI_LAST,
+    NNUNET_SETTINGS,
+    NNUNET_SETTINGS_MIRRORED,
+    PLAIN_ONNX,
+    TORCHIO,
+    TUTORIAL,
+    Labels,
+    Peer,
+    PeerNetwork,
+    Voxels,
+    tutorial_starts,
+)
+from benchmarks.stage_clock import STAGES, TimedOps
+from runtime.model_card import ModelCard
+from runtime.nifti import Volume
+from runtime.ops.numpy import NumpyOps
+from runtime.preprocess import prepare
+from runtime.segmenter import Segmenter, SegmentOptions
+from train.backend import TorchBackend
+from train.unet import UNet3D
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def network(tiny_network: UNet3D, tiny_card: ModelCard) -> PeerNetwork:
+    return PeerNetwork(tiny_network, tiny_card, 2)
+
+
+@pytest.fixture(scope="module")
+def voxels(phantom_volume: Volume, tiny_card: ModelCard) -> Voxels:
+    found: Voxels = prepare(phantom_volume, tiny_card, NumpyOps(), tiny_card.patch).voxels
+    return found
+
+
+@pytest.fixture(scope="module")
+def ours(phantom_volume: Volume, tiny_network: UNet3D, tiny_card: ModelCard) -> Labels:
+    ops = NumpyOps()
+    prepared = prepare(phantom_volume, tiny_card, ops, tiny_card.patch)
+    labels = np.zeros(prepared.placement.shape, np.uint8)
+    options = SegmentOptions(placement="stride", overlap=0.5)
+    Segmenter(TorchBackend(tiny_network, tiny_card), options).stitch(prepared, labels)
+    return labels
+
+
+def differ(one: Labels, other: Labels) -> float:
+    assert one.shape == other.shape
+    return float(np.mean(one != other))
+
+
+@pytest.mark.parametrize("peer", [MONAI, MONAI_LAST, PLAIN_ONNX], ids=lambda peer: peer.name)
+def test_the_same_windows_give_the_same_labels(
+    peer: Peer, network: PeerNetwork, voxels: Voxels, ours: Labels
+) -> None:
+    if peer.missing():
+        pytest.skip(peer.missing())
+    assert len(np.unique(ours)) > 1
+    assert differ(peer.make(network)(voxels), ours) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "peer", [TORCHIO, NNUNET_SETTINGS, NNUNET_SETTINGS_MIRRORED, TUTORIAL], ids=lambda one: one.name
+)
+def test_another_blending_of_the_same_network_gives_much_the_same(
+    peer: Peer, network: PeerNetwork, voxels: Voxels, ours: Labels
+) -> None:
+    if peer.missing():
+        pytest.skip(peer.missing())
+    found = peer.make(network)(voxels)
+    assert found.dtype == np.uint8
+    shuffled = np.random.default_rng(0).permutation(ours.ravel()).reshape(ours.shape)
+    assert differ(found, ours) < 0.5 * differ(shuffled, ours)
+
+
+def test_peers_leave_the_network_as_it_was(network: PeerNetwork, voxels: Voxels) -> None:
+    if MONAI_LAST.missing():
+        pytest.skip(MONAI_LAST.missing())
+    MONAI_LAST.make(network)(voxels)
+    weight = network.network.encoder[0].conv2.weight
+    assert weight.is_contiguous(memory_format=torch.contiguous_format)
+    assert not network.network.training
+
+
+def test_the_tutorial_has_no_window_at_the_far_ends() -> None:
+    starts = list(tutorial_starts((240, 240, 155), (128, 128, 64), (64, 64, 32)))
+    assert len(starts) == 2 * 2 * 3
+    assert max(z for _, _, z in starts) + 64 == 128
+
+
+def test_the_tutorial_calls_what_it_does_not_reach_background(
+    network: PeerNetwork, voxels: Voxels
+) -> None:
+    x = voxels.shape[1] // 16 * 16 + 8
+    padded = np.ones((4, x, *voxels.shape[2:]), np.float32)
+    found = TUTORIAL.make(network)(padded)
+    reached = (x - 32) // 16 * 16 + 32
+    assert reached < x
+    assert not found[reached:].any()
+
+
+def test_timed_operations_do_what_they_wrap_and_note_their_stage(
+    phantom_volume: Volume, tiny_card: ModelCard, voxels: Voxels
+) -> None:
+    clock = TimedOps(NumpyOps())
+    found = prepare(phantom_volume, tiny_card, clock, tiny_card.patch).voxels
+    np.testing.assert_array_equal(found, voxels)
+    taken = clock.taken()
+    assert set(taken) == {"box", "normalise"} <= set(STAGES)
+    assert min(taken.values()) > 0
+    assert clock.taken() == {}
