@@ -18,12 +18,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.trace import trace
 from runtime.model_card import ModelCard, Shape3
 from runtime.windows import importance_map, plan_windows
-from train.unet import UNet3D
 
 Labels = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[np.float32]
@@ -40,7 +39,7 @@ class PeerNetwork:
         threads: for peers that ask.
     """
 
-    network: UNet3D
+    network: nn.Module
     card: ModelCard
     threads: int
 

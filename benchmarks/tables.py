@@ -10,6 +10,7 @@ from benchmarks.results_page import machine, of_question, subject, table
 
 REGIONS = ("WT", "TC", "ET")
 LABELS = ("NCR", "ED", "ET")
+SCALED = ("scaling: batch", "scaling: threads", "scaling: volume")
 
 
 def peers(run: dict[str, Any]) -> str:
@@ -102,8 +103,9 @@ def _regions(dice: dict[str, float]) -> str:
 def scaling(run: dict[str, Any]) -> str:
     """Batch, threads and the size of the volume: seconds with their spread."""
     rows = []
-    for what in ("batch", "threads", "volume"):
-        for found in of_question(run, f"scaling: {what}"):
+    for question in SCALED:
+        what = question.removeprefix("scaling: ")
+        for found in of_question(run, question):
             first = median(found["points"][0]["seconds"])
             for point in found["points"]:
                 seconds = point["seconds"]

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks import conftest
 from benchmarks.compare import IncomparableError, check_machine, compare, read_run, shown
 from benchmarks.figures import figure, spread
 
@@ -88,7 +90,9 @@ def test_noise_alone_seldom_raises_an_alarm_and_a_fifth_slower_nearly_always_doe
         times = 10 * (1 + 0.02 * generator.standard_normal((50, 3)))
         times[0] *= slower
         clock = 0.1 * (1 + 0.02 * generator.standard_normal(6))
-        return run({f"{n}": figure(row, "s") for n, row in enumerate(times)}, clock.tolist())
+        return run(
+            {f"{n}": figure(row, "s") for n, row in enumerate(times.tolist())}, clock.tolist()
+        )
 
     alarms = [len(regressed(drawn(1.0), drawn(1.0))) for _ in range(20)]
     assert sum(alarms) <= 0.01 * 50 * 20
@@ -161,37 +165,72 @@ from benchmarks.figures import figure
 
 def bench_x(benchmark, report):
     benchmark.pedantic(lambda: None, rounds=2)
-    report("x", {"ratio": figure([SEEN, SEEN], "ratio")})
+    report("x", {"kept": figure([4.0, 4.0], "ratio"), "lost": figure([3.0, 3.0], "ratio")})
 """
 
 
-def _pytest(folder: Path, seen: float, *options: str) -> subprocess.CompletedProcess[str]:
-    (folder / "bench_x.py").write_text(BENCH.replace("SEEN", str(seen)))
-    return subprocess.run(
+def test_the_option_fails_a_run_that_regressed(tmp_path: Path) -> None:
+    """A whole run of pytest with the benchmarks' conftest."""
+    (tmp_path / "bench_x.py").write_text(BENCH)
+    saved, new = tmp_path / "old.json", tmp_path / "new.json"
+    old = run({"kept": figure((4.0, 4.0), "ratio"), "lost": figure((4.0, 4.0), "ratio")})
+    old["machine_info"]["settings"] = conftest._settings(_config(saved))
+    old["benchmarks"][0]["fullname"] = "bench_x.py::bench_x"
+    for key in FACTS:
+        del old["benchmarks"][0]["extra_info"][key]
+    saved.write_text(json.dumps(old))
+    done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", str(folder / "bench_x.py"), "--benchmark-only", "-q"),
-            *("-p", "benchmarks.conftest", "-p", "no:cacheprovider", "--rootdir", str(folder)),
-            *("-o", "python_files=bench_*.py", "-o", "python_functions=bench_*", *options),
+            *(sys.executable, "-m", "pytest", "bench_x.py", "--benchmark-only", "-q"),
+            *("-p", "benchmarks.conftest", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)),
+            *("-o", "python_functions=bench_*", "--benchmark-json", str(new)),
+            *("--compare", str(saved)),
         ],
         capture_output=True,
         text=True,
-        cwd=folder,
+        cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=120,
+        timeout=240,
         check=False,
     )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "REGRESSED  bench_x.py::bench_x: lost  4 ratio  3 ratio  +33.3%" in done.stdout
+    assert "2 figures compared: 1 regressed, 0 better, 1 within their noise" in done.stdout
+    # What it wrote can be compared with in turn.
+    written = read_run(new)
+    assert written["machine_info"]["settings"] == old["machine_info"]["settings"]
+    assert len(written["benchmarks"][0]["extra_info"]["calibration_s"]) == 6
 
 
-def test_the_option_fails_the_run_that_regressed_and_no_other(tmp_path: Path) -> None:
+def _config(path: Path | None, quick: bool = False) -> Any:
+    options = {"--compare": path, "--quick": quick}
+    return SimpleNamespace(getoption=options.get, stash=pytest.Stash())
+
+
+def test_the_option_lets_a_run_pass_that_did_not_regress(tmp_path: Path) -> None:
     saved = tmp_path / "old.json"
-    assert _pytest(tmp_path, 4.0, "--benchmark-json", str(saved)).returncode == 0
-    assert json.loads(saved.read_text())["machine_info"]["settings"]["scale"] == "standard"
-    same = _pytest(tmp_path, 4.0, "--compare", str(saved))
-    assert same.returncode == 0, same.stdout
-    assert "1 figures compared: 0 regressed" in same.stdout
-    worse = _pytest(tmp_path, 3.0, "--compare", str(saved))
-    assert worse.returncode == 1
-    assert "REGRESSED" in worse.stdout
-    refused = _pytest(tmp_path, 4.0, "--compare", str(saved), "--quick")
-    assert refused.returncode == 4
-    assert "the earlier run had scale standard, this one has quick" in refused.stderr
+    config = _config(saved)
+    old = run({"it": figure((4.0, 4.0), "ratio")})
+    old["machine_info"]["settings"] = conftest._settings(config)
+    saved.write_text(json.dumps(old))
+    conftest.pytest_configure(config)
+    (record,) = old["benchmarks"]
+    done = SimpleNamespace(as_dict=lambda: record)
+    config._benchmarksession = SimpleNamespace(benchmarks=[done])
+    session: Any = SimpleNamespace(config=config, exitstatus=0)
+    conftest.pytest_sessionfinish(session)
+    assert session.exitstatus == 0
+    # Nothing to compare is no success.
+    config._benchmarksession = SimpleNamespace(benchmarks=[])
+    conftest.pytest_sessionfinish(session)
+    assert session.exitstatus == 1
+
+
+def test_the_option_refuses_another_scale_before_anything_runs(tmp_path: Path) -> None:
+    saved = tmp_path / "old.json"
+    old = run({"it": figure((4.0, 4.0), "ratio")})
+    old["machine_info"]["settings"] = conftest._settings(_config(saved))
+    saved.write_text(json.dumps(old))
+    with pytest.raises(pytest.UsageError, match="had scale standard, this one has quick"):
+        conftest.pytest_configure(_config(saved, quick=True))
