@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.conftest import THREADS, Report
 from benchmarks.figures import figure, ratios
+from benchmarks.scale import Scale
 from runtime.case import Case
 from runtime.model_dir import ModelDir
 
@@ -26,6 +27,7 @@ IMPORTS: Final = {
 }
 """What a fresh interpreter does; the last two are what a PyTorch script begins with."""
 OURS: Final = "runtime with OpenVINO"
+COSTLY: Final = ("MONAI's inferers",)
 
 
 def _seconds(arguments: list[str]) -> float:
@@ -34,11 +36,14 @@ def _seconds(arguments: list[str]) -> float:
     return perf_counter() - start
 
 
-def bench_imports(benchmark: Any, report: Report, rounds: int) -> None:
+def bench_imports(benchmark: Any, report: Report, rounds: int, scale: Scale) -> None:
     """Fresh processes, each with the interpreter's own start in it, in turn within each round."""
     # The first import after an installation compiles, the first one after a boot reads the disk.
     left_out = {}
     for name, code in IMPORTS.items():
+        if name in COSTLY and not scale.thorough:
+            left_out[name] = "left out with --quick"
+            continue
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
         if done.returncode:
             left_out[name] = done.stderr.decode(errors="replace").strip().splitlines()[-1]
@@ -48,7 +53,7 @@ def bench_imports(benchmark: Any, report: Report, rounds: int) -> None:
         for name, values in seconds.items():
             values.append(_seconds(["-W", "ignore", "-c", IMPORTS[name]]))
 
-    benchmark.pedantic(in_turn, rounds=max(3, rounds), iterations=1)
+    benchmark.pedantic(in_turn, rounds=max(2, rounds), iterations=1)
     over = {
         f"{name} over {OURS}": figure(ratios(seconds[name], seconds[OURS]), "ratio")
         for name in ("torch", "MONAI's inferers")

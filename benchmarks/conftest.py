@@ -45,6 +45,7 @@ from train.checkpoint import load_model, newest_run
 from train.unet import UNet3D
 
 THREADS = 2
+RANDOM = "random weights"
 LIBRARIES = ("torch", "openvino", "onnxruntime-gpu", "monai", "torchio", "nnunetv2", "numpy")
 Report = Callable[..., None]
 """report(question, figures, **facts): put figures, and what they are of, into a record."""
@@ -206,7 +207,7 @@ def trained(pytestconfig: pytest.Config, scale: Scale) -> tuple[UNet3D, ModelCar
     if path is None:
         torch.manual_seed(0)
         network = UNet3D(features=scale.features, dropout=0.0).eval()
-        return network, ModelCard(name="random", patch=scale.patch), "random weights"
+        return network, ModelCard(name="random", patch=scale.patch), RANDOM
     network, card = load_model(path)
     return network, card, card.name
 

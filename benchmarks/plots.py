@@ -129,7 +129,7 @@ def modes(run: dict[str, Any]) -> bytes:
         axes.plot(times, values, color=colour, linewidth=1, alpha=0.35)
         axes.annotate(
             name,
-            (times[-1], values[-1]),
+            (max(rows[-1]["seconds"]), values[-1]),
             (9, 0),
             textcoords="offset points",
             va="center",
@@ -138,7 +138,11 @@ def modes(run: dict[str, Any]) -> bytes:
         )
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.05 * (high - low), high + 0.12 * (high - low))
-    axes.set_xlim(0, 1.1 * max(times))
+    # The cost of overlap grows by factors.
+    axes.set_xscale("log")
+    axes.set_xlim(0.8 * min(map(min, _seconds(rows))), 1.25 * max(map(max, _seconds(rows))))
+    axes.set_xticks(times, [f"{x:.2g}" if x < 10 else f"{x:.0f}" for x in times])
+    axes.minorticks_off()
     for place, (row, x) in enumerate(zip(rows, times, strict=True)):
         axes.axvline(x, color=FAINT, linewidth=0.6, linestyle=":")
         axes.annotate(
@@ -152,7 +156,7 @@ def modes(run: dict[str, Any]) -> bytes:
             color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    axes.set_xlabel("s a case, prepared to labels")
+    axes.set_xlabel("s a case, from voxels to labels (log); line: range over the rounds")
     axes.set_ylabel("Dice to truth" if truth else f"Dice to {found['reference']}")
     cases = len(found["scored_cases"])
     axes.set_title(
@@ -161,6 +165,10 @@ def modes(run: dict[str, Any]) -> bytes:
         color=INK,
     )
     return _png(figure)
+
+
+def _seconds(rows: list[dict[str, Any]]) -> list[list[float]]:
+    return [row["seconds"] for row in rows]
 
 
 def _plain(axes: Axes) -> None:
