@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping
-from statistics import median
+from statistics import median, mode
 from typing import Any, Final
 
 from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def peers(run: dict[str, Any]) -> bytes:
     """How many times as long each peer takes, with the range over the rounds."""
     found = of_question(run, "peers")
     found.sort(key=lambda one: (one["input"] == "box", one["ratio_median"]))
-    several = len({one["backend"] for one in found}) > 1
+    usual = mode(one["backend"] for one in found)
     figure = Figure(figsize=(9, 1.4 + 0.42 * len(found)), layout="constrained", dpi=130)
     axes = figure.subplots()
     _plain(axes)
@@ -92,13 +92,16 @@ def peers(run: dict[str, Any]) -> bytes:
             color=INK,
         )
     names = [
-        f"{one['peer']}{' (ours: ' + one['backend'] + ')' if several else ''}" for one in found
+        one["peer"] + ("" if one["backend"] == usual else f" (ours: {one['backend']})")
+        for one in found
     ]
     axes.set_yticks(range(len(found)), names)
     axes.set_xlim(0, 1.1 * top)
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")
     axes.set_xlabel("times as long as ours (dotted: equal); line: range over the rounds")
-    axes.set_title("Peers over ours, same weights, threads and case", loc="left", color=INK)
+    axes.set_title(
+        f"Peers over ours ({usual}), same weights, threads and case", loc="left", color=INK
+    )
     handles = [
         axes.barh(0, 0, color=colour, label=text)
         for colour, text in ((BOX, "on our brain box"), (VOLUME, "on the full volume"))
