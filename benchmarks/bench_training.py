@@ -54,7 +54,10 @@ def config(request: pytest.FixtureRequest, scale: Scale) -> Config:
     if request.param != "small_cpu" and scale is not STANDARD:
         pytest.skip(f"{request.param}: left out with --quick")
     keep_freed_memory()
-    return _config(request.param)
+    config = _config(request.param)
+    if scale is not STANDARD:
+        return replace(config, model=replace(config.model, patch=scale.patch))
+    return config
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ Ratios against a peer that ran in turn with ours are compared as they are. Singl
 comparable between two hours of one machine: each is divided by a calibration (`benchmarks.
 calibration`) that was timed beside it in its own run. The noise of a figure is the spread of its
 rounds, at least the usual one of its unit in that run, and that of the calibration; beyond three
-times the noise of both runs, and beyond 5%, worse is worse.
+times the noise of both runs, and beyond 5% and 15 ms, worse is worse.
 """
 
 import json
@@ -20,8 +20,8 @@ from benchmarks.figures import HIGHER, middle, spread
 LEAST: Final = 0.05
 """Relative worsening that is never called one."""
 TIMES_NOISE: Final = 3.0
-LEAST_SECONDS: Final = 0.002
-"""A stage of a millisecond may double without a word."""
+LEAST_SECONDS: Final = 0.015
+"""Two turns of a scheduler beside other work: a stage of a millisecond may lose them by chance."""
 LEAST_DICE: Final = 0.002
 """Absolute: Dice is no matter of chance on one machine, but of the last digits on two versions."""
 MACHINE: Final = ("processor", "cpus", "threads", "scale")

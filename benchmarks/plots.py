@@ -106,7 +106,7 @@ def peers(run: dict[str, Any]) -> bytes:
         axes.barh(0, 0, color=colour, label=text)
         for colour, text in ((BOX, "on our brain box"), (VOLUME, "on the full volume"))
     ]
-    axes.legend(handles=handles, frameon=False, loc="lower right")
+    figure.legend(handles=handles, frameon=False, loc="outside lower right", ncols=2)
     return _png(figure)
 
 

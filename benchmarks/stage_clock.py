@@ -121,7 +121,7 @@ def stages_of(
     seconds = dict.fromkeys(STAGES, 0.0) | clock.taken()
     seconds |= {
         "decode": median(decoded),
-        "gate": median(loads) - median(decoded),
+        "gate": max(0.0, median(loads) - median(decoded)),
         "bind": prediction.timings.bind,
         "infer": prediction.timings.network,
         "save": saved - segmented,

@@ -101,9 +101,9 @@ def test_noise_alone_seldom_raises_an_alarm_and_a_fifth_slower_nearly_always_doe
 
 
 def test_a_stage_of_a_millisecond_may_double() -> None:
-    old, new = (run({"argmax": figure((value, value), "s")}) for value in (0.001, 0.0025))
+    old, new = (run({"argmax": figure((value, value), "s")}) for value in (0.002, 0.004))
     assert regressed(old, new) == []
-    new = run({"argmax": figure((0.004, 0.004), "s")})
+    new = run({"argmax": figure((0.02, 0.02), "s")})
     assert regressed(old, new) == ["argmax"]
 
 
