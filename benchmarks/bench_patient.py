@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conftest import THREADS
-from runtime.backends import BackendOptions, open_backend
+from benchmarks.conftest import Report
+from benchmarks.figures import figure
+from benchmarks.opened import EVERYWHERE, Where, open_or_skip
 from runtime.case import Case
 from runtime.model_dir import ModelDir
 from runtime.nifti import load
@@ -16,14 +17,20 @@ from runtime.prediction import save
 from runtime.segmenter import Segmenter
 
 
-@pytest.mark.parametrize("backend_name", ["openvino", "ort"])
+@pytest.mark.parametrize("where", EVERYWHERE, ids=str)
 def bench_patient(
-    benchmark: Any, backend_name: Any, model: ModelDir, case: Case, tmp_path: Path, rounds: int
+    benchmark: Any,
+    report: Report,
+    where: Where,
+    model: ModelDir,
+    case: Case,
+    tmp_path: Path,
+    rounds: int,
+    case_facts: dict[str, Any],
+    network_facts: dict[str, Any],
 ) -> None:
     """Load, prepare, bind, gather, network, stitch, finish, save; the network is warm."""
-    backend = open_backend(
-        model, BackendOptions(backend=backend_name, threads=THREADS, uncertified=True)
-    )
+    backend = open_or_skip(model, where)
     plan = plan_output(case, OutputOptions(tmp_path, overwrite=True))
     stages: list[dict[str, float]] = []
 
@@ -40,10 +47,18 @@ def bench_patient(
         backend.close()
     timed = stages[1:]
     median = {stage: sorted(one[stage] for one in timed)[len(timed) // 2] for stage in timed[0]}
-    benchmark.extra_info |= {
-        "question": "patient",
-        "backend": backend_name,
-        "case": case.case_id,
-        "stages_s": median,
-        "around_the_network_s": sum(median.values()) - median["network"],
-    }
+    around = [sum(one.values()) - one["network"] for one in timed]
+    report(
+        "patient",
+        {
+            "in all": figure([sum(one.values()) for one in timed], "s"),
+            "network": figure([one["network"] for one in timed], "s"),
+            "around the network": figure(around, "s"),
+        },
+        backend=str(where),
+        device=backend.info.device,
+        stages_s=median,
+        around_the_network_s=sum(median.values()) - median["network"],
+        **case_facts,
+        **network_facts,
+    )

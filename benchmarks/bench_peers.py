@@ -1,165 +1,185 @@
-"""How much faster than MONAI's sliding_window_inference, on the same weights, case and threads?
+"""How much faster than its peers, on the same weights, case and threads?
 
-Both are timed from the prepared array to the label map, in turn within each round, so that a drift
-of the machine hits both. MONAI runs eager PyTorch with its usual settings: gaussian, overlap 0.5,
-batch 4; its predictor ends in a softmax, so that both blend probabilities.
+Each peer and ours are timed in turn within each round, so that a drift of the machine hits both,
+from the prepared array to the label map: what is reported is the ratio of each round. "box" peers
+get our brain box, "volume" ones the uncropped array, as their scripts do; ours always has the box.
 """
 
 import statistics
-from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
-from benchmarks.conftest import THREADS
+from benchmarks.conftest import THREADS, Report
+from benchmarks.figures import figure, ratios
+from benchmarks.opened import Where, open_or_skip
+from benchmarks.peers import (
+    MONAI,
+    MONAI_LAST,
+    NNUNET,
+    NNUNET_MIRRORED,
+    NNUNET_SETTINGS,
+    NNUNET_SETTINGS_MIRRORED,
+    PLAIN_ONNX,
+    TORCHIO,
+    TUTORIAL,
+    Labels,
+    Peer,
+    PeerNetwork,
+)
+from benchmarks.scale import Scale
 from export.parity import changed_labels
-from runtime.backends import Backend, BackendOptions, open_backend
 from runtime.model_card import ModelCard
 from runtime.model_dir import ModelDir
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
-from runtime.preprocess import BoxPlacement, Prepared, prepare
+from runtime.preprocess import Prepared, prepare
 from runtime.segmenter import Segmenter, SegmentOptions
 from runtime.windows import Placement
 from train.unet import UNet3D
 
-monai_inferers = pytest.importorskip("monai.inferers", reason="MONAI is in the extra bench")
-
 Trained = tuple[UNet3D, ModelCard, str]
-Labels = npt.NDArray[np.uint8]
+SAME: float = 1e-4
+"""Part of the tumour's labels in which the same windows of the same weights may differ."""
 
 
-def _monai(network: UNet3D, card: ModelCard, voxels: npt.NDArray[np.float32]) -> Labels:
-    """The peer: (C, X, Y, Z) normalised to (X, Y, Z) labels."""
-    with torch.inference_mode():
-        blended = monai_inferers.sliding_window_inference(
-            torch.from_numpy(voxels)[None],
-            roi_size=card.patch,
-            sw_batch_size=4,
-            predictor=lambda patch: torch.softmax(network(patch), dim=1),
-            overlap=0.5,
-            mode="gaussian",
-        )
-        return blended[0].argmax(0).to(torch.uint8).numpy()
+@dataclass(frozen=True)
+class Pairing:
+    """A peer and what of ours it is measured against.
+
+    Attributes:
+        peer: it.
+        whole: on the uncropped volume.
+        placement: of our windows; "stride" is MONAI's.
+        same: both run the same windows with the same weights, so that labels must be equal.
+        costly: left out with --quick.
+        once: run in one round less.
+        where: our backend; None is the default one.
+    """
+
+    peer: Peer
+    whole: bool = False
+    placement: Placement = "fitted"
+    same: bool = False
+    costly: bool = False
+    once: bool = False
+    where: Where | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.peer.name} on the {'volume' if self.whole else 'box'}"
+        return f"{text} against {self.where}" if self.where else text
+
+
+PAIRINGS = (
+    Pairing(MONAI, placement="stride", same=True),
+    Pairing(MONAI, placement="stride", same=True, costly=True, where=Where("ort", "cpu")),
+    Pairing(MONAI_LAST, placement="stride", same=True),
+    Pairing(TORCHIO, placement="stride"),
+    Pairing(PLAIN_ONNX, placement="stride", same=True),
+    Pairing(NNUNET),
+    Pairing(NNUNET_MIRRORED, costly=True, once=True),
+    Pairing(NNUNET_SETTINGS),
+    Pairing(NNUNET_SETTINGS_MIRRORED, costly=True, once=True),
+    Pairing(MONAI, whole=True),
+    Pairing(MONAI_LAST, whole=True, costly=True),
+    Pairing(TUTORIAL, whole=True),
+)
+
+# What is measured is what peers do, not what they are warned of.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _whole(volume: Volume, prepared: Prepared) -> npt.NDArray[np.float32]:
-    """The normalised box in the uncropped volume, in the model's orientation."""
+    """The normalised box in the uncropped volume, in the model's orientation, no smaller than the
+    box.
+    """
     placement = prepared.placement
     full = np.zeros((*placement.file_shape, len(prepared.voxels)), np.float32)
     placement.boxed(full)[...] = np.moveaxis(placement.inner(prepared.voxels), 0, -1)
-    return np.ascontiguousarray(np.moveaxis(_oriented(placement, full), -1, 0))
+    oriented = np.ascontiguousarray(np.moveaxis(placement.oriented(full), -1, 0))
+    short = [max(0, size - n) for size, n in zip(placement.shape, oriented.shape[1:], strict=True)]
+    return np.pad(oriented, [(0, 0), *((0, n) for n in short)]) if any(short) else oriented
 
 
-def _oriented(placement: BoxPlacement, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    oriented: npt.NDArray[Any] = placement.oriented(array)
-    return oriented
-
-
-def _in_turn(
-    benchmark: Any, peer: Callable[[], Labels], ours: Callable[[], Labels], rounds: int
-) -> tuple[list[float], Labels, Labels]:
-    """Run peer and ours in turn; ratios peer / ours per round, and the last label maps of both."""
-    ratios: list[float] = []
-    kept: dict[str, Any] = {}
-
-    def run_peer() -> None:
-        start = perf_counter()
-        kept["peer"] = peer()
-        kept["seconds"] = perf_counter() - start
-
-    def run_ours() -> None:
-        start = perf_counter()
-        kept["ours"] = ours()
-        ratios.append(kept["seconds"] / (perf_counter() - start))
-        kept.setdefault("peer_seconds", []).append(kept["seconds"])
-
-    ours()  # the first run compiles the graph
-    benchmark.pedantic(run_ours, setup=run_peer, rounds=rounds, iterations=1)
-    benchmark.extra_info["peer_s"] = statistics.median(kept["peer_seconds"])
-    benchmark.extra_info["ratio_min"] = min(ratios)
-    benchmark.extra_info["ratio_median"] = statistics.median(ratios)
-    benchmark.extra_info["ratio_max"] = max(ratios)
-    return ratios, kept["peer"], kept["ours"]
-
-
-def _ours(
-    backend: Backend, volume: Volume, placement: Placement, prepared: Prepared
-) -> Callable[[], Labels]:
-    """Our path from the prepared array to labels in the box."""
-    segmenter = Segmenter(backend, SegmentOptions(placement=placement, overlap=0.5))
-    labels = np.zeros(prepared.placement.shape, np.uint8)
-
-    def run() -> Labels:
-        segmenter.stitch(prepared, labels)
-        return labels
-
-    return run
-
-
-@pytest.mark.parametrize("backend_name", ["openvino", "ort"])
-def bench_same_crop(
+@pytest.mark.parametrize("pairing", PAIRINGS, ids=str)
+def bench_peer(
     benchmark: Any,
-    backend_name: Any,
+    report: Report,
+    pairing: Pairing,
     trained: Trained,
     model: ModelDir,
     volume: Volume,
     rounds: int,
+    scale: Scale,
+    case_facts: dict[str, Any],
+    network_facts: dict[str, Any],
 ) -> None:
-    """The same brain box, the same windows: what the graph, the backend and the stitching gain."""
-    network, card, weights = trained
+    peer = pairing.peer
+    if pairing.costly and not scale.thorough:
+        pytest.skip(f"{pairing}: left out with --quick")
+    if peer in (NNUNET_SETTINGS, NNUNET_SETTINGS_MIRRORED) and NNUNET.missing() is None:
+        pytest.skip("nnU-Net itself is here")
+    reason = peer.missing()
+    if reason:
+        pytest.skip(reason)
+    network, card, _ = trained
     prepared = prepare(volume, card, NumpyOps(), card.patch)
-    backend = open_backend(
-        model, BackendOptions(backend=backend_name, threads=THREADS, uncertified=True)
+    voxels = _whole(volume, prepared) if pairing.whole else prepared.voxels
+    segment = peer.make(PeerNetwork(network, card, THREADS))
+    backend = open_or_skip(model, pairing.where)
+    seconds: dict[str, list[float]] = {"peer": [], "ours": []}
+    found: dict[str, Labels] = {}
+
+    def run_peer() -> None:
+        start = perf_counter()
+        found["peer"] = segment(voxels)
+        seconds["peer"].append(perf_counter() - start)
+
+    def run_ours() -> None:
+        start = perf_counter()
+        segmenter.stitch(ready, labels)
+        found["ours"] = backend.ops.download(labels)
+        seconds["ours"].append(perf_counter() - start)
+
+    try:
+        options = SegmentOptions(placement=pairing.placement, overlap=0.5)
+        segmenter = Segmenter(backend, options)
+        ready = prepare(volume, card, backend.ops, card.patch)
+        labels = backend.ops.zeros(ready.placement.shape, np.uint8)
+        run_ours()  # the first run compiles the graph
+        seconds["ours"].clear()
+        times = max(1, rounds - 1) if pairing.once else rounds
+        benchmark.pedantic(run_ours, setup=run_peer, rounds=times, iterations=1)
+        info = backend.info
+    finally:
+        backend.close()
+    theirs = found["peer"][prepared.placement.box] if pairing.whole else found["peer"]
+    ours = prepared.placement.inner(found["ours"])
+    changed = changed_labels(prepared.placement.inner(theirs), ours)
+    per_round = ratios(seconds["peer"], seconds["ours"])
+    report(
+        "peers",
+        {"ratio": figure(per_round, "ratio"), "ours": figure(seconds["ours"], "s")},
+        peer=peer.name,
+        input="volume" if pairing.whole else "box",
+        placement=pairing.placement,
+        backend=info.name,
+        device=info.device,
+        peer_s=statistics.median(seconds["peer"]),
+        ours_s=statistics.median(seconds["ours"]),
+        ratio_min=min(per_round),
+        ratio_median=statistics.median(per_round),
+        ratio_max=max(per_round),
+        rounds=times,
+        same_windows=pairing.same,
+        changed_labels=changed,
+        tumour_voxels=int(np.count_nonzero(theirs)),
+        **case_facts,
+        **network_facts,
     )
-    try:
-        _, peer, ours = _in_turn(
-            benchmark,
-            lambda: _monai(network, card, prepared.voxels),
-            _ours(backend, volume, "stride", prepared),
-            rounds,
-        )
-    finally:
-        backend.close()
-    changed = changed_labels(peer, ours)
-    benchmark.extra_info |= {
-        "question": "same crop, same windows",
-        "backend": backend_name,
-        "weights": weights,
-        "case": volume.case.case_id,
-        "changed_labels": changed,
-        "tumour_voxels": int(np.count_nonzero(peer)),
-    }
-    assert changed <= 1e-4, f"{changed:.2e} of the tumour voxels differ from MONAI's"
-
-
-def bench_full_volume(
-    benchmark: Any, trained: Trained, model: ModelDir, volume: Volume, rounds: int
-) -> None:
-    """MONAI on the uncropped volume, as its scripts do, against our default plan."""
-    network, card, weights = trained
-    prepared = prepare(volume, card, NumpyOps(), card.patch)
-    whole = _whole(volume, prepared)
-    backend = open_backend(model, BackendOptions(threads=THREADS, uncertified=True))
-    try:
-        _, peer, ours = _in_turn(
-            benchmark,
-            lambda: _monai(network, card, whole),
-            _ours(backend, volume, "fitted", prepared),
-            max(1, rounds - 1),
-        )
-    finally:
-        backend.close()
-    box = prepared.placement.inner(ours)
-    benchmark.extra_info |= {
-        "question": "full volume against the default plan",
-        "backend": backend.info.name,
-        "weights": weights,
-        "case": volume.case.case_id,
-        "changed_labels": changed_labels(peer[prepared.placement.box], box),
-        "tumour_voxels": int(np.count_nonzero(peer)),
-    }
+    if pairing.same:
+        assert changed <= SAME, f"{changed:.2e} of the tumour's labels differ from the peer's"

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from isal import igzip
 
-from runtime import nifti_bytes
+from benchmarks.conftest import Report
+from benchmarks.figures import figure, ratios
+from benchmarks.scale import Scale
+from benchmarks.stage_clock import inflated_alone
 from runtime.case import Case, Source
 from runtime.nifti import read_image
-from runtime.nifti_header import HEADER_BYTES, parse_header
 
-ROUNDS = 25
 ROOM = 96 << 20  # bytes, enough for a case of BraTS in any type
 
 
@@ -45,13 +46,6 @@ def into_room(path: Path) -> object:
         return stream.read(ROOM)
 
 
-def inflated_alone(path: Path) -> object:
-    """Our own way to inflate, with no look at the file and no hash."""
-    stored = path.read_bytes()
-    header = parse_header(path, nifti_bytes._inflate(path, stored, HEADER_BYTES))
-    return nifti_bytes._inflate(path, stored, header.end + 1)
-
-
 def verified(path: Path) -> object:
     return read_image(Source(path))
 
@@ -66,7 +60,15 @@ PEERS: tuple[Callable[[Path], object], ...] = (
 
 
 @pytest.mark.parametrize("stored", ["as stored", "float32"])
-def bench_read(benchmark: Any, case: Case, tmp_path: Path, stored: str) -> None:
+def bench_read(
+    benchmark: Any,
+    report: Report,
+    case: Case,
+    tmp_path: Path,
+    stored: str,
+    scale: Scale,
+    case_facts: dict[str, Any],
+) -> None:
     paths = [source.path for source in case.images.values()]
     if stored == "float32":
         paths = [_as_float32(path, tmp_path / path.name) for path in paths]
@@ -79,19 +81,24 @@ def bench_read(benchmark: Any, case: Case, tmp_path: Path, stored: str) -> None:
                 way(path)
             seconds.setdefault(way.__name__, []).append(perf_counter() - start)
 
-    benchmark.pedantic(in_turn, rounds=ROUNDS, iterations=1, warmup_rounds=1)
-    ours = seconds["verified"]
-    benchmark.extra_info |= {
-        "question": "read",
-        "case": case.case_id,
-        "stored": stored,
-        "seconds": {way: median(times) for way, times in seconds.items()},
-        "ours_over": {
-            way: np.quantile(np.divide(ours, seconds[way]), [0.25, 0.5, 0.75]).tolist()
-            for way in seconds
-            if way != "verified"
+    benchmark.pedantic(in_turn, rounds=scale.read_rounds, iterations=1, warmup_rounds=1)
+    # The first round was to warm up.
+    timed = {way: times[1:] for way, times in seconds.items()}
+    peers = [way for way in timed if way != "verified"]
+    report(
+        "read",
+        {
+            "verified": figure(timed["verified"], "s"),
+            **{way: figure(ratios(timed[way], timed["verified"]), "ratio") for way in peers},
         },
-    }
+        stored=stored,
+        seconds={way: median(times) for way, times in timed.items()},
+        ours_over={
+            way: np.quantile(np.divide(timed["verified"], timed[way]), [0.25, 0.5, 0.75]).tolist()
+            for way in peers
+        },
+        **case_facts,
+    )
 
 
 def _as_float32(path: Path, copy: Path) -> Path:

@@ -18,7 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.conftest import THREADS
+from benchmarks.conftest import THREADS, Report
+from benchmarks.figures import figure
+from benchmarks.scale import STANDARD, Scale
 from runtime.case import Case
 from runtime.labels import MODALITIES
 from train.augment_torch import DeviceAugment
@@ -33,7 +35,6 @@ from train.sampler import EpochSampler, RandomSampler
 from train.step import Stepper
 
 Step = Callable[[], None]
-STEPS = 2
 PATCHES = 10_000
 ALIKE = AugmentConfig(flip=0.5, contrast=1.0, contrast_scale=0.1, contrast_shift=0.1)
 
@@ -49,9 +50,14 @@ def _config(name: str) -> Config:
 
 
 @pytest.fixture(scope="session", params=["small_cpu", "brats2020"])
-def config(request: pytest.FixtureRequest) -> Config:
+def config(request: pytest.FixtureRequest, scale: Scale) -> Config:
+    if request.param != "small_cpu" and scale is not STANDARD:
+        pytest.skip(f"{request.param}: left out with --quick")
     keep_freed_memory()
-    return _config(request.param)
+    config = _config(request.param)
+    if scale is not STANDARD:
+        return replace(config, model=replace(config.model, patch=scale.patch))
+    return config
 
 
 @pytest.fixture(scope="session")
@@ -74,19 +80,24 @@ def _batches(config: Config, entry: CachedCase, augment: PatchAugment | None) ->
 @pytest.mark.parametrize("where", ["loader", "device"])
 def bench_loading(
     benchmark: Any,
+    report: Report,
     config: Config,
     entry: CachedCase,
     where: Literal["loader", "device"],
     rounds: int,
+    scale: Scale,
+    case_facts: dict[str, Any],
 ) -> None:
     """Patches a second of one process, as the configuration augments them; and of the step."""
+    if where == "device" and scale is not STANDARD:
+        pytest.skip("augmentation on the device: left out with --quick")
     compute = choose("auto", "auto", THREADS)
     on_device = DeviceAugment(config.augment, MODALITIES)
     batches = _batches(
         config, entry, None if where == "device" else PatchAugment(config.augment, MODALITIES)
     )
     # A patch's changes are drawn: enough patches to see the usual mix of them.
-    count = 12
+    count = scale.load_batches
 
     def load() -> None:
         for _ in range(count):
@@ -99,33 +110,47 @@ def bench_loading(
 
     load()
     benchmark.pedantic(load, rounds=rounds, iterations=1)
-    rate = count * config.train.batch / benchmark.stats["median"]
+    patches = count * config.train.batch
+    rate = patches / benchmark.stats["median"]
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(compute.device)
     step = _ours(config, entry, compute)
     step()
-    began = perf_counter()
-    for _ in range(STEPS):
-        step()
-    step_rate = STEPS * config.train.batch / (perf_counter() - began)
-    benchmark.extra_info |= {
-        "question": "loading against the step",
-        "augmentation": "TorchIO" if where == "loader" else "PyTorch",
-        "features": list(config.model.features),
-        "patch": list(config.model.patch),
-        "loader_patches_s": rate,
-        "step_patches_s": step_rate,
-        "processes_to_feed_it": step_rate / rate,
-        "peak_gib": _peak_gib(compute.device),
-    }
+    taken = [_seconds(step, scale.steps) for _ in range(rounds)]
+    step_rate = config.train.batch / statistics.median(taken)
+    report(
+        "loading against the step",
+        {
+            "loader": figure([patches / one for one in benchmark.stats.stats.data], "1/s"),
+            "step": figure([config.train.batch / one for one in taken], "1/s"),
+        },
+        augmentation="TorchIO" if where == "loader" else "PyTorch",
+        features=list(config.model.features),
+        patch=list(config.model.patch),
+        loader_patches_s=rate,
+        step_patches_s=step_rate,
+        processes_to_feed_it=step_rate / rate,
+        peak_gib=_peak_gib(compute.device),
+        **case_facts,
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "auto"])
 def bench_step_against_monai(
-    benchmark: Any, config: Config, entry: CachedCase, case: Case, precision: str, rounds: int
+    benchmark: Any,
+    report: Report,
+    config: Config,
+    entry: CachedCase,
+    case: Case,
+    precision: str,
+    rounds: int,
+    scale: Scale,
+    case_facts: dict[str, Any],
 ) -> None:
     """A step of a plain MONAI loop and one of ours, loading included, in turn."""
     pytest.importorskip("monai", reason="MONAI is in the extra bench")
+    if precision == "fp32" and scale is not STANDARD:
+        pytest.skip("fp32: left out with --quick")
     config = replace(
         config,
         augment=ALIKE,
@@ -137,33 +162,38 @@ def bench_step_against_monai(
     ratios: list[float] = []
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
 
-    def timed(name: str, step: Step) -> float:
-        began = perf_counter()
-        for _ in range(STEPS):
-            step()
-        seconds[name].append((perf_counter() - began) / STEPS)
-        return seconds[name][-1]
+    def run_peer() -> None:
+        seconds["peer"].append(_seconds(peer, scale.steps))
 
     def run_ours() -> None:
-        ratios.append(seconds["peer"][-1] / timed("ours", ours))
+        seconds["ours"].append(_seconds(ours, scale.steps))
+        ratios.append(seconds["peer"][-1] / seconds["ours"][-1])
 
     peer()
     ours()
-    benchmark.pedantic(
-        run_ours, setup=lambda: timed("peer", peer) and None, rounds=max(3, rounds), iterations=1
+    benchmark.pedantic(run_ours, setup=run_peer, rounds=rounds, iterations=1)
+    report(
+        "a training step against MONAI",
+        {"ratio": figure(ratios, "ratio"), "ours": figure(seconds["ours"], "s")},
+        precision=compute.precision,
+        features=list(config.model.features),
+        patch=list(config.model.patch),
+        peer_s=statistics.median(seconds["peer"]),
+        ours_s=statistics.median(seconds["ours"]),
+        ratio_min=min(ratios),
+        ratio_median=statistics.median(ratios),
+        ratio_max=max(ratios),
+        device=str(compute.device),
+        **case_facts,
     )
-    benchmark.extra_info |= {
-        "question": "a training step against MONAI",
-        "precision": compute.precision,
-        "features": list(config.model.features),
-        "patch": list(config.model.patch),
-        "peer_s": statistics.median(seconds["peer"]),
-        "ours_s": statistics.median(seconds["ours"]),
-        "ratio_min": min(ratios),
-        "ratio_median": statistics.median(ratios),
-        "ratio_max": max(ratios),
-        "device": str(compute.device),
-    }
+
+
+def _seconds(step: Step, times: int) -> float:
+    """Of one step, the mean of ``times``."""
+    began = perf_counter()
+    for _ in range(times):
+        step()
+    return (perf_counter() - began) / times
 
 
 def _peak_gib(device: torch.device) -> float | None:
@@ -204,6 +234,8 @@ def _monai(config: Config, case: Case, device: torch.device) -> Step:
             mt.Lambdad(keys="label", func=lambda label: torch.where(label == 4, 3, label)),
             mt.CropForegroundd(keys=["image", "label"], source_key="image"),
             mt.NormalizeIntensityd(keys="image", nonzero=True, channel_wise=True),
+            # A brain may be smaller than a patch; ours is extended too.
+            mt.SpatialPadd(keys=["image", "label"], spatial_size=config.model.patch),
             mt.RandSpatialCropd(
                 keys=["image", "label"], roi_size=config.model.patch, random_size=False
             ),

@@ -1,13 +1,18 @@
-"""What all benchmarks share: the case, the network and its exported model, the number of threads.
+"""What all benchmarks share: options, the case, the network and its exported model, the record.
 
 With no options a benchmark takes what the four lines of the README have left behind (the newest
-run below runs/ and the model directory model/), and a phantom. Without those it exports a reference
-network with random weights, whose speed is the same and whose label maps mean nothing.
+run below runs/ and the model directory model/), and a phantom that is smaller than a real case, so
+that all benchmarks together take less than 15 minutes. Without a run it exports a reference network
+with random weights, whose speed is the same and whose label maps mean nothing. `--quick` takes a
+small network and a small phantom and fewer points; what it measured is marked and never becomes a
+result.
 """
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import pytest
 import torch
 
+from benchmarks.calibration import calibrate
+from benchmarks.compare import (
+    IncomparableError,
+    Row,
+    check_machine,
+    compare,
+    read_run,
+    shown,
+)
+from benchmarks.scale import QUICK, STANDARD, Scale
 from export.build import build
 from export.release import release
 from runtime.case import Case, find_cases
@@ -30,24 +45,90 @@ from train.checkpoint import load_model, newest_run
 from train.unet import UNet3D
 
 THREADS = 2
-LIBRARIES = ("torch", "openvino", "onnxruntime-gpu", "monai", "numpy")
+RANDOM = "random weights"
+LIBRARIES = ("torch", "openvino", "onnxruntime-gpu", "monai", "torchio", "nnunetv2", "numpy")
+Report = Callable[..., None]
+"""report(question, figures, **facts): put figures, and what they are of, into a record."""
+_EARLIER = pytest.StashKey[dict[str, Any]]()
+_LINES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("brats-deploy")
+    group.addoption("--quick", action="store_true", help="under 3 minutes; no results")
     group.addoption("--data", type=Path, help="folder of cases; a phantom by default")
     group.addoption("--checkpoint", type=Path, help="network; the newest run's by default")
     group.addoption("--model", type=Path, default=Path("model"), help="its model directory")
     group.addoption("--case", help="the case to time; the first of --data by default")
-    group.addoption("--rounds", type=int, default=2, help="times each figure is taken")
+    group.addoption("--rounds", type=int, help="times each figure is taken; 2 by default")
     group.addoption("--parity-cases", type=int, default=1, help="cases to compare on")
+    group.addoption(
+        "--compare", type=Path, metavar="FILE", help="fail where this run is worse than that one"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse at once what could not be compared in the end."""
+    path = config.getoption("--compare")
+    if path is None:
+        return
+    try:
+        earlier = read_run(path)
+        check_machine(earlier["machine_info"]["settings"], _settings(config))
+    except IncomparableError as error:
+        raise pytest.UsageError(f"--compare: {error}") from error
+    config.stash[_EARLIER] = earlier
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
-    """Versions and threads stand beside every figure."""
+    """Versions, threads and scale stand beside every figure."""
+    settings = _settings(config)
+    machine_info["settings"] = settings
     machine_info["threads"] = THREADS
+    machine_info["processor"] = settings["processor"]
     machine_info["libraries"] = {name: _version(name) for name in LIBRARIES}
-    machine_info["processor"] = _processor()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With --compare: a regression fails the run, and so does a comparison that cannot be made."""
+    earlier = session.config.stash.get(_EARLIER, None)
+    if earlier is None:
+        return
+    done: Any = session.config._benchmarksession  # type: ignore[attr-defined]
+    now = {
+        "machine_info": {"settings": _settings(session.config)},
+        "benchmarks": [one.as_dict() for one in done.benchmarks if one],
+    }
+    rows: list[Row] = []
+    try:
+        rows = compare(earlier, now)
+        lines = shown(rows)
+    except IncomparableError as error:
+        lines = [f"not compared: {error}"]
+    session.config.stash[_LINES] = lines
+    if not rows or any(row.regressed for row in rows):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    lines = config.stash.get(_LINES, None)
+    if lines is not None:
+        terminalreporter.section(f"against {config.getoption('--compare')}")
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
+def _settings(config: pytest.Config) -> dict[str, Any]:
+    return {
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": THREADS,
+        "scale": _scale(config).name,
+    }
+
+
+def _scale(config: pytest.Config) -> Scale:
+    return QUICK if config.getoption("--quick") else STANDARD
 
 
 def _version(name: str) -> str:
@@ -66,23 +147,45 @@ def _processor() -> str:
 
 
 @pytest.fixture(scope="session")
-def rounds(request: pytest.FixtureRequest) -> int:
-    return max(1, int(request.config.getoption("--rounds")))
+def scale(pytestconfig: pytest.Config) -> Scale:
+    return _scale(pytestconfig)
 
 
 @pytest.fixture(scope="session")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The case that is timed: real with --data, else a full-size phantom."""
-    data = request.config.getoption("--data")
+def rounds(pytestconfig: pytest.Config, scale: Scale) -> int:
+    given = pytestconfig.getoption("--rounds")
+    return scale.rounds if given is None else max(1, int(given))
+
+
+@pytest.fixture(scope="session")
+def cases(
+    pytestconfig: pytest.Config, scale: Scale, tmp_path_factory: pytest.TempPathFactory
+) -> list[Case]:
+    """The case that is timed first: real with --data, else a phantom; after it those that parity
+    is compared on, as many as --parity-cases.
+    """
+    data = pytestconfig.getoption("--data")
     if data is None:
         folder = write_phantom(
-            tmp_path_factory.mktemp("phantom"), 1, 3, enhancement=Enhancement.RIM
+            tmp_path_factory.mktemp("phantom"),
+            1,
+            3,
+            shape=scale.phantom,
+            enhancement=Enhancement.RIM,
         )
-        return Case.from_dir(folder)
-    wanted = request.config.getoption("--case")
-    cases = [found for found in find_cases(data) if wanted in (None, found.case_id)]
-    if not cases:
+        return [Case.from_dir(folder)]
+    wanted = pytestconfig.getoption("--case")
+    found = find_cases(data)
+    timed = [case for case in found if wanted in (None, case.case_id)][:1]
+    if not timed:
         raise pytest.UsageError(f"--case {wanted}: no such case in {data}")
+    others = [case for case in found if case not in timed and case.labels is not None]
+    return timed + others[: max(0, pytestconfig.getoption("--parity-cases") - 1)]
+
+
+@pytest.fixture(scope="session")
+def case(cases: list[Case]) -> Case:
+    """The case that is timed."""
     return cases[0]
 
 
@@ -92,18 +195,48 @@ def volume(case: Case) -> Volume:
 
 
 @pytest.fixture(scope="session")
-def trained(request: pytest.FixtureRequest) -> tuple[UNet3D, ModelCard, str]:
+def trained(pytestconfig: pytest.Config, scale: Scale) -> tuple[UNet3D, ModelCard, str]:
     """The network in eval mode, its card, and where the weights come from."""
     torch.set_num_threads(THREADS)
-    path = request.config.getoption("--checkpoint")
-    if path is None:
+    path = pytestconfig.getoption("--checkpoint")
+    if path is None and scale is STANDARD:
         try:
             path = newest_run(Path("runs")) / "checkpoints" / "best.pt"
         except InputError:
-            torch.manual_seed(0)
-            return UNet3D(dropout=0.0).eval(), ModelCard(name="random"), "random weights"
+            path = None
+    if path is None:
+        torch.manual_seed(0)
+        network = UNet3D(features=scale.features, dropout=0.0).eval()
+        return network, ModelCard(name="random", patch=scale.patch), RANDOM
     network, card = load_model(path)
     return network, card, card.name
+
+
+@pytest.fixture(scope="session")
+def case_facts(volume: Volume) -> dict[str, Any]:
+    """Which case, for a record."""
+    digests = "".join(image.sha256 for image in volume.images.values())
+    return {
+        "case": volume.case.case_id,
+        "shape": list(volume.grid.shape),
+        "case_sha256": hashlib.sha256(digests.encode()).hexdigest(),
+    }
+
+
+@pytest.fixture(scope="session")
+def network_facts(trained: tuple[UNet3D, ModelCard, str]) -> dict[str, Any]:
+    """Which network with which weights, for a record."""
+    network, card, weights = trained
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.numpy().tobytes())
+    return {
+        "weights": weights,
+        "weights_sha256": digest.hexdigest(),
+        "patch": list(card.patch),
+        "parameters": sum(value.numel() for value in network.parameters()),
+    }
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +266,24 @@ def model(
     return ModelDir.open(out)
 
 
+@pytest.fixture
+def report(benchmark: Any, scale: Scale) -> Report:
+    def put(question: str, figures: dict[str, Any], **facts: Any) -> None:
+        benchmark.extra_info |= {
+            "question": question,
+            "scale": scale.name,
+            **facts,
+            "figures": figures,
+        }
+
+    return put
+
+
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
+def calibrated(benchmark: Any) -> Iterator[None]:
+    """How fast the machine is before and after each benchmark."""
     torch.set_num_threads(THREADS)
+    before = calibrate()
+    yield
+    torch.set_num_threads(THREADS)
+    benchmark.extra_info["calibration_s"] = before + calibrate()

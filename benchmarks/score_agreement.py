@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.render import RESULTS, replace_block, table
+from benchmarks.results_page import RESULTS, replace_block, table
 from benchmarks.score_peers import MODULES, Compared, compare, perturbations
 from runtime.case import find_cases
 from runtime.errors import BratsError

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.render import RESULTS, replace_block, table
+from benchmarks.results_page import RESULTS, replace_block, table
 
 Bar = dict[str, Any]
 Row = tuple[str, str, str]

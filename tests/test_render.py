@@ -1,10 +1,17 @@
 """Generated blocks of a results page are replaced, and nothing else is touched."""
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from benchmarks.render import loading, peers, replace_block, table, training
+from benchmarks.figures import figure
+from benchmarks.render import BLOCKS, QuickRunError, main, render
+from benchmarks.results_page import RESULTS, replace_block
+from benchmarks.tables import loading, modes, peers, stages, training
 
 
 def test_only_the_block_changes() -> None:
@@ -57,21 +64,137 @@ def test_training_tables_name_network_and_patch() -> None:
     assert row in training(_run(common | steps, 1.0)).splitlines()
 
 
+PEER = {
+    "question": "peers",
+    "peer": "MONAI, eager",
+    "input": "volume",
+    "placement": "fitted",
+    "backend": "openvino",
+    "peer_s": 99.0,
+    "ours_s": 11.0,
+    "ratio_median": 9.0,
+    "ratio_min": 8.5,
+    "ratio_max": 9.5,
+    "rounds": 3,
+    "changed_labels": 0.01,
+    "case": "A",
+    "shape": [240, 240, 155],
+    "weights": "w",
+}
+
+
 def test_peers_shows_the_ratio_with_its_spread() -> None:
-    info = {
-        "question": "full volume against the default plan",
+    lines = peers(_run(PEER, 11.0)).splitlines()
+    row = "volume | openvino, fitted | 99.0 | 11.0 | **9.00** (8.50-9.50) | 3 | 1.0e-02 |"
+    assert f"| MONAI, eager | {row}" in lines
+    assert lines[-1].startswith("Case A (240x240x155), weights w.")
+    assert "2026-01-02, commit 0123456789." in lines[-1]
+
+
+def _stages(state: str, infer: float) -> dict[str, Any]:
+    p50 = {"decode": 0.05, "infer": infer, "save": 0.02}
+    return {
+        "question": "stages",
+        "state": state,
+        "p50_s": p50 | ({"open": 0.4} if state == "cold" else {}),
+        "p95_s": {name: 2 * seconds for name, seconds in p50.items()} | {"open": 0.5},
+        "figures": {"around the network": figure([0.06, 0.07, 0.09], "s")},
         "backend": "openvino",
-        "peer_s": 99.0,
-        "ratio_median": 9.0,
-        "ratio_min": 8.5,
-        "ratio_max": 9.5,
-        "changed_labels": 0.01,
+        "device": "cpu",
         "case": "A",
+        "shape": [8, 8, 8],
         "weights": "w",
     }
-    run = _run(info, 11.0)
-    head = ["question", "backend", "MONAI s", "ours s", "ratio (spread)", "changed labels"]
-    row = [info["question"], "openvino", "99.0", "11.0", "**9.00** (8.50-9.50)", "1.0e-02"]
-    expected = table(head, [[str(cell) for cell in row]])
-    assert peers(run).startswith(expected)
-    assert "2026-01-02, commit 0123456789." in peers(run)
+
+
+def _modes(truth: bool) -> dict[str, Any]:
+    dice = {"WT": 0.9, "TC": 0.8, "ET": 0.7}
+    rows = [
+        {
+            "mode": name,
+            "precision": "fp32",
+            "windows": windows,
+            "seconds": [seconds, 1.1 * seconds],
+            "faster": [4 / seconds, 4.1 / seconds, 4.2 / seconds],
+            "dice_to_truth": dice if truth else None,
+            "dice_to_reference": dict.fromkeys(dice, 1.0),
+            "changed_labels": 0.001,
+        }
+        for name, windows, seconds in (("overlap 0", 8, 2.0), ("overlap 0.5", 16, 4.0))
+    ]
+    return {
+        "question": "scaling: modes",
+        "rows": rows,
+        "reference": "overlap 0.5",
+        "scored_cases": ["A"],
+        "backend": "openvino",
+        "device": "cpu",
+        "case": "A",
+        "shape": [8, 8, 8],
+        "weights": "w",
+    }
+
+
+def test_stages_shows_median_and_percentile_cold_and_warm() -> None:
+    run = _together(_run(_stages("cold", 3.0), 3.0), _run(_stages("warm", 2.0), 2.0))
+    lines = stages(run).splitlines()
+    assert lines[0] == "| stage, ms | cold: p50 (p95) | warm: p50 (p95) |"
+    assert "| infer | 3000.0 (6000.0) | 2000.0 (4000.0) |" in lines
+    assert "| open | 400.0 (500.0) |  |" in lines
+    assert "| **around the network** | **70** | **70** |" in lines
+
+
+def test_modes_are_rows_with_their_dice() -> None:
+    row = "| overlap 0 | fp32 | 8 | 2.10 | **2.05** (2.00-2.10) | 0.9000 / 0.8000 / 0.7000 |"
+    assert any(line.startswith(row) for line in modes(_run(_modes(truth=True), 1.0)).splitlines())
+    assert "| **2.05** (2.00-2.10) |  | 1.0000" in modes(_run(_modes(truth=False), 1.0))
+
+
+def _together(*runs: dict[str, Any]) -> dict[str, Any]:
+    return runs[0] | {"benchmarks": [one for run in runs for one in run["benchmarks"]]}
+
+
+def test_a_page_gets_tables_and_pictures(tmp_path: Path) -> None:
+    page = tmp_path / "RESULTS.md"
+    shutil.copy(RESULTS, page)
+    run = _together(
+        _run(_stages("cold", 3.0), 3.0),
+        _run(_stages("warm", 2.0), 2.0),
+        _run(PEER, 11.0),
+        _run(_modes(truth=True), 1.0),
+    )
+    assert render(run, page) == ["stages", "peers", "modes"]
+    for name in ("stages", "peers", "modes"):
+        picture = tmp_path / "pictures" / f"bench_{name}.png"
+        with Image.open(picture) as image:
+            assert image.width > 800
+            # Something is drawn: more than a white sheet with a frame.
+            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+        assert f"(pictures/bench_{name}.png)" in page.read_text()
+    # All else is as it was.
+    assert "<!-- parity -->\n| artefact" in page.read_text()
+
+
+def test_every_block_that_is_rendered_stands_on_the_page() -> None:
+    text = RESULTS.read_text()
+    for name in BLOCKS:
+        assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->") == 1
+
+
+def test_a_quick_run_never_becomes_a_result(tmp_path: Path) -> None:
+    run = _run(PEER | {"scale": "quick"}, 11.0)
+    before = RESULTS.read_bytes()
+    with pytest.raises(QuickRunError, match="holds no results"):
+        render(run, RESULTS)
+    marked = _run(PEER, 11.0)
+    marked["machine_info"]["settings"] = {"scale": "quick"}
+    with pytest.raises(QuickRunError):
+        render(marked, RESULTS)
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(run))
+    assert main([str(path)]) == 2
+    assert RESULTS.read_bytes() == before
+    page = tmp_path / "copy.md"
+    shutil.copy(RESULTS, page)
+    assert main([str(path), "--page", str(page)]) == 0
+    assert "Of a quick run: no results." in page.read_text()

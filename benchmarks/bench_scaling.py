@@ -1,0 +1,278 @@
+"""What do overlap, batch, threads and the size of the volume cost, and what does overlap buy?"""
+
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import fmean, median
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+import pytest
+
+from benchmarks.conftest import THREADS, Report
+from benchmarks.figures import figure, ratios
+from benchmarks.opened import open_or_skip
+from benchmarks.scale import Scale
+from export.parity import changed_labels
+from runtime.backends import Precision
+from runtime.case import Case
+from runtime.labels import REGIONS, LabelMap, regions_from_labels
+from runtime.metrics import PROFILES, dice
+from runtime.model_dir import ModelDir
+from runtime.nifti import Volume, load
+from runtime.phantom import Enhancement, write_phantom
+from runtime.segmenter import Segmenter, SegmentOptions
+from runtime.truth import load_truth
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A named way to segment, a row of the table and a point of the plot.
+
+    Attributes:
+        name: as it stands there.
+        options: the window plan.
+        precision: of the artefact that runs.
+    """
+
+    name: str
+    options: SegmentOptions
+    precision: Precision = "auto"
+
+    @property
+    def bound(self) -> tuple[object, ...]:
+        """What a backend is opened and compiled for."""
+        return (self.precision, self.options.patch)
+
+
+MODES: Final = (
+    Mode("overlap 0", SegmentOptions(overlap=0.0)),
+    Mode("overlap 0.25", SegmentOptions(overlap=0.25)),
+    Mode("overlap 0.5", SegmentOptions(overlap=0.5)),
+    Mode("overlap 0.75", SegmentOptions(overlap=0.75)),
+)
+"""What is compared; a new way to segment is a new row here."""
+REFERENCE: Final = "overlap 0.5"
+"""The mode that all others are held against."""
+BATCHES: Final = (1, 2, 4)
+SIDES: Final = (0.5, 0.75, 1.0)
+
+
+def bench_overlap(
+    benchmark: Any,
+    report: Report,
+    model: ModelDir,
+    cases: list[Case],
+    rounds: int,
+    case_facts: dict[str, Any],
+    network_facts: dict[str, Any],
+) -> None:
+    """Every mode in turn within each round on the timed case; Dice over all cases, against truth
+    and against the reference mode.
+    """
+    volumes = [load(case) for case in cases]
+    seconds: dict[str, list[float]] = {mode.name: [] for mode in MODES}
+    with ExitStack() as stack:
+        # One backend for all modes of a precision and a window shape: none compiles while timed.
+        backends = {}
+        for mode in MODES:
+            if mode.bound not in backends:
+                backends[mode.bound] = open_or_skip(model, precision=mode.precision)
+                stack.callback(backends[mode.bound].close)
+        segmenters = {mode.name: Segmenter(backends[mode.bound], mode.options) for mode in MODES}
+        # The first pass over the cases warms up and is the one that is scored.
+        found = {
+            name: [one.segment(volume) for volume in volumes] for name, one in segmenters.items()
+        }
+
+        def in_turn() -> None:
+            for name, segmenter in segmenters.items():
+                start = perf_counter()
+                segmenter.segment(volumes[0])
+                seconds[name].append(perf_counter() - start)
+
+        benchmark.pedantic(in_turn, rounds=rounds, iterations=1)
+        info = backends[MODES[0].bound].info
+    truths = [load_truth(case, volume) for case, volume in _labelled(cases, volumes)]
+    rows = []
+    figures = {}
+    for mode in MODES:
+        labels = [one.labels for one in found[mode.name]]
+        exact = [one.labels for one in found[REFERENCE]]
+        known = [made for made, case in zip(labels, cases, strict=True) if case.labels is not None]
+        to_truth, to_exact = _mean_dice(known, truths), _mean_dice(labels, exact)
+        over = ratios(seconds[REFERENCE], seconds[mode.name])
+        rows.append(
+            {
+                "mode": mode.name,
+                "precision": found[mode.name][0].backend.precision,
+                "windows": len(found[mode.name][0].plan),
+                "seconds": seconds[mode.name],
+                "faster": [min(over), median(over), max(over)],
+                "dice_to_truth": to_truth,
+                "dice_to_reference": to_exact,
+                "changed_labels": fmean(map(changed_labels, exact, labels)),
+            }
+        )
+        figures[f"{mode.name}: time"] = figure(seconds[mode.name], "s")
+        for region, value in (to_truth or {}).items():
+            figures[f"{mode.name}: {region} to truth"] = figure([value], "Dice")
+    report(
+        "scaling: modes",
+        figures,
+        rows=rows,
+        reference=REFERENCE,
+        scored_cases=[case.case_id for case in cases],
+        backend=info.name,
+        device=info.device,
+        **case_facts,
+        **network_facts,
+    )
+
+
+def _labelled(cases: list[Case], volumes: list[Volume]) -> list[tuple[Case, Volume]]:
+    pairs = zip(cases, volumes, strict=True)
+    return [(case, volume) for case, volume in pairs if case.labels is not None]
+
+
+def _mean_dice(found: list[LabelMap], wanted: list[LabelMap]) -> dict[str, float] | None:
+    """Mean over the cases by region; None where there are none."""
+    if not wanted:
+        return None
+    masks = [
+        (regions_from_labels(one), regions_from_labels(other))
+        for one, other in zip(found, wanted, strict=True)
+    ]
+    profile = PROFILES["brats2020"]
+    return {name: fmean(dice(a[name], b[name], profile) for a, b in masks) for name in REGIONS}
+
+
+def bench_batch(
+    benchmark: Any,
+    report: Report,
+    model: ModelDir,
+    volume: Volume,
+    rounds: int,
+    case_facts: dict[str, Any],
+    network_facts: dict[str, Any],
+) -> None:
+    """Windows per step, in turn; the CPU backends run one at a time whatever is asked for."""
+    backend = open_or_skip(model)
+    seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
+    try:
+        segmenters = {n: Segmenter(backend, SegmentOptions(batch=n)) for n in BATCHES}
+
+        def in_turn() -> None:
+            for batch, segmenter in segmenters.items():
+                start = perf_counter()
+                segmenter.segment(volume)
+                seconds[batch].append(perf_counter() - start)
+
+        segmenters[BATCHES[-1]].segment(volume)
+        benchmark.pedantic(in_turn, rounds=rounds, iterations=1)
+        info = backend.info
+    finally:
+        backend.close()
+    report(
+        "scaling: batch",
+        {f"batch {batch}": figure(values, "s") for batch, values in seconds.items()},
+        backend=info.name,
+        device=info.device,
+        points=[{"at": batch, "seconds": values} for batch, values in seconds.items()],
+        **case_facts,
+        **network_facts,
+    )
+
+
+def bench_threads(
+    benchmark: Any,
+    report: Report,
+    model: ModelDir,
+    volume: Volume,
+    rounds: int,
+    case_facts: dict[str, Any],
+    network_facts: dict[str, Any],
+) -> None:
+    """The network's threads from one to the machine's cores, in turn."""
+    counts = sorted({1, THREADS, *(n for n in (4, 8, 16) if n <= (os.cpu_count() or 1))})
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    with ExitStack() as stack:
+        segmenters = {}
+        for count in counts:
+            backend = open_or_skip(model, threads=count)
+            stack.callback(backend.close)
+            segmenters[count] = Segmenter(backend, SegmentOptions(overlap=0.0))
+            segmenters[count].segment(volume)
+        info = backend.info
+
+        def in_turn() -> None:
+            for count, segmenter in segmenters.items():
+                start = perf_counter()
+                segmenter.segment(volume)
+                seconds[count].append(perf_counter() - start)
+
+        benchmark.pedantic(in_turn, rounds=rounds, iterations=1)
+    report(
+        "scaling: threads",
+        {f"{count} threads": figure(values, "s") for count, values in seconds.items()},
+        backend=info.name,
+        device=info.device,
+        points=[{"at": count, "seconds": values} for count, values in seconds.items()],
+        **case_facts,
+        **network_facts,
+    )
+
+
+def bench_volume(
+    benchmark: Any,
+    report: Report,
+    model: ModelDir,
+    rounds: int,
+    scale: Scale,
+    network_facts: dict[str, Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Phantoms of half, three quarters and all of the sides of the standard one, in turn."""
+    volumes = []
+    for side in SIDES:
+        x, y, z = (max(32, round(size * side)) for size in scale.phantom)
+        out = tmp_path_factory.mktemp("size")
+        volumes.append(
+            load(
+                Case.from_dir(
+                    write_phantom(out, 1, 3, shape=(x, y, z), enhancement=Enhancement.RIM)
+                )
+            )
+        )
+    seconds: list[list[float]] = [[] for _ in volumes]
+    windows = [0] * len(volumes)
+    backend = open_or_skip(model)
+    try:
+        segmenter = Segmenter(backend)
+        segmenter.segment(volumes[0])
+
+        def in_turn() -> None:
+            for index, volume in enumerate(volumes):
+                start = perf_counter()
+                windows[index] = len(segmenter.segment(volume).plan)
+                seconds[index].append(perf_counter() - start)
+
+        benchmark.pedantic(in_turn, rounds=rounds, iterations=1)
+        info = backend.info
+    finally:
+        backend.close()
+    shapes = ["x".join(map(str, volume.grid.shape)) for volume in volumes]
+    voxels = [int(np.prod(volume.grid.shape)) for volume in volumes]
+    report(
+        "scaling: volume",
+        {shape: figure(values, "s") for shape, values in zip(shapes, seconds, strict=True)},
+        backend=info.name,
+        device=info.device,
+        points=[
+            {"at": shape, "voxels": count, "windows": n, "seconds": values}
+            for shape, count, n, values in zip(shapes, voxels, windows, seconds, strict=True)
+        ],
+        case="phantoms",
+        **network_facts,
+    )

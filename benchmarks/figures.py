@@ -1,0 +1,43 @@
+"""A figure as a run records it: every value that was taken, so that its noise is known."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any, Final, Literal
+
+Unit = Literal["s", "1/s", "ratio", "MiB", "Dice"]
+
+HIGHER: Final = frozenset({"1/s", "ratio", "Dice"})
+"""Units of which more is better; of seconds and bytes less is. A ratio is peer / ours."""
+
+
+def figure(values: Sequence[float], unit: Unit) -> dict[str, Any]:
+    """What goes into a benchmark's record.
+
+    Args:
+        values: one per round, in order.
+        unit: what they are.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values:
+        raise ValueError("a figure without a value")
+    return {"unit": unit, "values": [float(value) for value in values]}
+
+
+def middle(found: dict[str, Any]) -> float:
+    """Median over the rounds."""
+    return float(median(found["values"]))
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Half the range over the median; None where one value tells nothing of noise."""
+    if len(values) < 2:
+        return None
+    centre = abs(median(values))
+    return (max(values) - min(values)) / 2 / centre if centre else 0.0
+
+
+def ratios(peer: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Round by round, how many times as long the peer took."""
+    return [one / other for one, other in zip(peer, ours, strict=True)]

@@ -1,0 +1,62 @@
+"""How much a run measures: the standard run, or `--quick` for a look at a change."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from runtime.model_card import Shape3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a run without --data and --checkpoint takes, and how often.
+
+    Attributes:
+        name: stands in every figure's record; only those of "standard" become results.
+        rounds: times each figure is taken.
+        stage_rounds: times a case is segmented warm, for the percentiles of its stages.
+        read_rounds: times a case is read.
+        load_batches: batches per round of the training loader.
+        steps: training steps per round.
+        phantom: (X, Y, Z) of the case that is made where there is no data.
+        features, patch: of the network with random weights that is made where there is none.
+        thorough: also the peers and points that cost most.
+    """
+
+    name: Literal["standard", "quick"]
+    rounds: int
+    stage_rounds: int
+    read_rounds: int
+    load_batches: int
+    steps: int
+    phantom: Shape3
+    features: tuple[int, ...]
+    patch: Shape3
+    thorough: bool
+
+
+# A MONAI pass of the reference network over the full volume of a real case takes over a minute, and
+# there are ten peers: the phantom is cut so that the brain box has four windows, two along y and z.
+STANDARD: Final = Scale(
+    name="standard",
+    rounds=2,
+    stage_rounds=5,
+    read_rounds=15,
+    load_batches=4,
+    steps=1,
+    phantom=(192, 192, 104),
+    features=(16, 32, 64, 128, 256),
+    patch=(128, 128, 64),
+    thorough=True,
+)
+QUICK: Final = Scale(
+    name="quick",
+    rounds=2,
+    stage_rounds=3,
+    read_rounds=5,
+    load_batches=2,
+    steps=1,
+    phantom=(96, 96, 80),
+    features=(8, 16, 32, 64, 128),
+    patch=(64, 64, 48),
+    thorough=False,
+)

@@ -1,0 +1,281 @@
+"""The tables of RESULTS.md, each from the JSON of a run."""
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.figures import middle
+from benchmarks.results_page import machine, of_question, subject, table
+
+REGIONS = ("WT", "TC", "ET")
+LABELS = ("NCR", "ED", "ET")
+SCALED = ("scaling: batch", "scaling: threads", "scaling: volume")
+
+
+def peers(run: dict[str, Any]) -> str:
+    """Every peer against ours, ratios with their spread."""
+    found = of_question(run, "peers")
+    rows = [
+        [
+            one["peer"],
+            one["input"],
+            f"{one['backend']}, {one['placement']}",
+            f"{one['peer_s']:.1f}",
+            f"{one['ours_s']:.1f}",
+            _spread(one),
+            str(one["rounds"]),
+            f"{one['changed_labels']:.1e}",
+        ]
+        for one in sorted(found, key=lambda one: one["input"])
+    ]
+    head = (
+        *("peer", "gets the", "ours", "peer s", "ours s", "ratio (spread)", "rounds"),
+        "changed labels",
+    )
+    return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
+
+
+def _spread(one: dict[str, Any]) -> str:
+    return f"**{one['ratio_median']:.2f}** ({one['ratio_min']:.2f}-{one['ratio_max']:.2f})"
+
+
+def stages(run: dict[str, Any]) -> str:
+    """Milliseconds per stage, cold and warm: median and 95th percentile over the rounds."""
+    found = of_question(run, "stages")
+    names = list(dict.fromkeys(name for one in found for name in one["p50_s"]))
+    rows = [[name, *(_percentiles(one, name) for one in found)] for name in names]
+    around = [one["figures"]["around the network"]["values"] for one in found]
+    rows.append(["**around the network**", *(f"**{1000 * median(one):.0f}**" for one in around)])
+    head = ("stage, ms", *(f"{one['state']}: p50 (p95)" for one in found))
+    rounds = ", ".join(
+        f"{one['state']} {len(all_)}" for one, all_ in zip(found, around, strict=True)
+    )
+    return (
+        f"{table(head, rows)}\n\n{found[0]['backend']} on {found[0]['device']}; rounds: {rounds}. "
+        f"{subject(found[0])} {machine(run)}"
+    )
+
+
+def _percentiles(one: dict[str, Any], name: str) -> str:
+    if name not in one["p50_s"]:
+        return ""
+    return f"{1000 * one['p50_s'][name]:.1f} ({1000 * one['p95_s'][name]:.1f})"
+
+
+def modes(run: dict[str, Any]) -> str:
+    """Overlap and whatever other modes there are: time, Dice against truth and the reference."""
+    (found,) = of_question(run, "scaling: modes")
+    rows = []
+    for row in found["rows"]:
+        low, centre, high = row["faster"]
+        truth = row["dice_to_truth"]
+        rows.append(
+            [
+                row["mode"],
+                row["precision"],
+                str(row["windows"]),
+                f"{median(row['seconds']):.2f}",
+                f"**{centre:.2f}** ({low:.2f}-{high:.2f})",
+                _regions(truth) if truth else "",
+                _regions(row["dice_to_reference"]),
+                f"{row['changed_labels']:.1e}",
+            ]
+        )
+    reference = found["reference"]
+    head = (
+        *("mode", "precision", "windows", "s", f"times as fast as {reference} (spread)"),
+        "Dice to truth WT / TC / ET",
+        f"Dice to {reference}",
+        "changed labels",
+    )
+    scored = ", ".join(found["scored_cases"])
+    return (
+        f"{table(head, rows)}\n\nDice over {scored}. {found['backend']} on {found['device']}. "
+        f"{subject(found)} {machine(run)}"
+    )
+
+
+def _regions(dice: dict[str, float]) -> str:
+    return " / ".join(f"{dice[name]:.4f}" for name in REGIONS)
+
+
+def scaling(run: dict[str, Any]) -> str:
+    """Batch, threads and the size of the volume: seconds with their spread."""
+    rows = []
+    for question in SCALED:
+        what = question.removeprefix("scaling: ")
+        for found in of_question(run, question):
+            first = median(found["points"][0]["seconds"])
+            for point in found["points"]:
+                seconds = point["seconds"]
+                windows = f", {point['windows']} windows" if "windows" in point else ""
+                rows.append(
+                    [
+                        what,
+                        f"{point['at']}{windows}",
+                        f"{median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})",
+                        f"{median(seconds) / first:.2f}",
+                    ]
+                )
+    return f"{table(('what', 'at', 's (spread)', 'to the first'), rows)}\n\n{machine(run)}"
+
+
+def startup(run: dict[str, Any]) -> str:
+    """Imports in fresh processes, and a process from its start to its first result."""
+    rows = []
+    for found in of_question(run, "imports"):
+        for name, values in found["figures"].items():
+            rows.append([f"import: {name}", _range(values)])
+        rows += [[f"import: {name}", why] for name, why in found["left_out"].items()]
+    for found in of_question(run, "first result"):
+        for name, values in found["figures"].items():
+            rows.append([f"first result, {found['backend']}: {name}", _range(values)])
+    return f"{table(('what', 'median (spread)'), rows)}\n\n{machine(run)}"
+
+
+def _range(found: dict[str, Any]) -> str:
+    values, unit = found["values"], "" if found["unit"] == "ratio" else f" {found['unit']}"
+    return f"{middle(found):.2f}{unit} ({min(values):.2f}-{max(values):.2f})"
+
+
+def patient(run: dict[str, Any]) -> str:
+    """Seconds per stage, disk to disk."""
+    found = of_question(run, "patient")
+    stages = list(found[0]["stages_s"])
+    rows = [
+        [
+            one["backend"],
+            *(f"{one['stages_s'][stage]:.3f}" for stage in stages),
+            f"**{one['around_the_network_s']:.3f}**",
+            f"{one['seconds']:.2f}",
+        ]
+        for one in found
+    ]
+    head = ("backend", *(f"{stage} s" for stage in stages), "around the network s", "in all s")
+    return f"{table(head, rows)}\n\nCase {found[0]['case']}. {machine(run)}"
+
+
+def memory(run: dict[str, Any]) -> str:
+    """Peak resident memory of one patient."""
+    rows = [
+        [
+            one["backend"],
+            f"{one['peak_mib']:.0f}",
+            f"{one['device_mib']:.0f}" if one.get("device_mib") is not None else "",
+        ]
+        for one in of_question(run, "memory")
+    ]
+    return table(("backend", "peak MiB", "on the device MiB"), rows)
+
+
+def parity(run: dict[str, Any]) -> str:
+    """Per artefact and case: Dice to fp32 PyTorch, Dice against truth, changed labels."""
+    rows = []
+    for artefact in of_question(run, "parity")[0]["artefacts"]:
+        for case in artefact["cases"]:
+            truth = case.get("dice_to_truth")
+            rows.append(
+                [
+                    f"{artefact['file']} ({artefact['backend']}, {artefact['arithmetic']})",
+                    case["case_id"],
+                    " / ".join(f"{case['dice_to_fp32'][name]:.5f}" for name in REGIONS),
+                    " / ".join(f"{truth['artefact'][name]:.4f}" for name in REGIONS)
+                    if truth
+                    else "",
+                    " / ".join(f"{truth['fp32'][name]:.4f}" for name in REGIONS) if truth else "",
+                    f"{case['changed_labels']:.1e}",
+                    f"{case['max_probability_error']:.1e}",
+                ]
+            )
+    head = (
+        "artefact",
+        "case",
+        "Dice to fp32 WT / TC / ET",
+        "Dice to truth",
+        "fp32's",
+        "changed labels",
+        "max probability error",
+    )
+    return table(head, rows)
+
+
+def loading(run: dict[str, Any]) -> str:
+    """Patches a second of loading and augmenting beside those of the step."""
+    rows = [
+        [
+            _network(one),
+            one["augmentation"],
+            f"{one['loader_patches_s']:.1f}",
+            f"{one['step_patches_s']:.2f}",
+            f"{one['processes_to_feed_it']:.2f}",
+        ]
+        for one in of_question(run, "loading")
+    ]
+    head = (
+        "network and patch",
+        "augmentation",
+        "loader patches/s, one process",
+        "step patches/s",
+        "processes the step needs",
+    )
+    return f"{table(head, rows)}\n\n{machine(run)}"
+
+
+def training(run: dict[str, Any]) -> str:
+    """A training step of a plain MONAI loop against ours, ratios with their spread."""
+    rows = [
+        [
+            _network(one),
+            one["precision"],
+            f"{one['peer_s']:.2f}",
+            f"{one['ours_s']:.2f}",
+            f"**{one['ratio_median']:.2f}** ({one['ratio_min']:.2f}-{one['ratio_max']:.2f})",
+        ]
+        for one in of_question(run, "a training step")
+    ]
+    head = ("network and patch", "ours in", "MONAI s a step", "ours s a step", "ratio (spread)")
+    return f"{table(head, rows)}\n\n{machine(run)}"
+
+
+def _network(one: dict[str, Any]) -> str:
+    features, patch = ("-".join(map(str, one["features"])), "x".join(map(str, one["patch"])))
+    return f"{features}, {patch}"
+
+
+def scores(evaluation: dict[str, Any], predictions: Path) -> str:
+    """Dice per case, region and label, HD95 per region, seconds."""
+    rows = []
+    for case_id, found in evaluation["cases"].items():
+        sidecar = json.loads((predictions / f"{case_id}.json").read_text())
+        seconds = sidecar["timings_s"]
+        rows.append(
+            [
+                case_id,
+                *(f"{found[name]['dice']:.3f}" for name in REGIONS),
+                *(f"{found[name]['dice']:.3f}" for name in LABELS[:2]),
+                *(f"{found[name]['hd95']:.1f}" for name in REGIONS),
+                f"{seconds['network']:.1f}",
+                f"{sum(seconds.values()) - seconds['network']:.2f}",
+            ]
+        )
+    summary = evaluation["summary"]
+    rows.append(
+        [
+            "**mean**",
+            *(f"**{summary[name]['dice']['mean']:.3f}**" for name in REGIONS),
+            *(f"**{summary[name]['dice']['mean']:.3f}**" for name in LABELS[:2]),
+            *(f"**{summary[name]['hd95']['mean']:.1f}**" for name in REGIONS),
+            "",
+            "",
+        ]
+    )
+    head = (
+        "case",
+        *(f"Dice {name}" for name in REGIONS),
+        *(f"Dice {name}" for name in LABELS[:2]),
+        *(f"HD95 mm {name}" for name in REGIONS),
+        "network s",
+        "around it s",
+    )
+    return table(head, rows)
