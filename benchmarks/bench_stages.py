@@ -20,7 +20,7 @@ from benchmarks.stage_clock import STAGES, TimedOps, stages_of
 from runtime.backends import Backend
 from runtime.case import Case
 from runtime.model_dir import ModelDir
-from runtime.prediction import OutputOptions, plan_output
+from runtime.output_plan import OutputOptions, plan_output
 from runtime.segmenter import Segmenter
 
 

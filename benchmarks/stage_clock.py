@@ -13,7 +13,8 @@ from runtime.case import Case
 from runtime.nifti import load
 from runtime.nifti_header import HEADER_BYTES, parse_header
 from runtime.ops import ArrayOps, Mark
-from runtime.prediction import OutputPlan, save
+from runtime.output_plan import OutputPlan
+from runtime.prediction import save
 from runtime.segmenter import Segmenter
 
 STAGES: Final = (
