@@ -32,9 +32,11 @@ from benchmarks.peers import (
     PeerNetwork,
 )
 from benchmarks.scale import Scale
+from export.modes import PROPOSED
 from export.parity import changed_labels
 from runtime.model_card import ModelCard
 from runtime.model_dir import ModelDir
+from runtime.modes import EXACT, Mode, options_of
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
@@ -43,6 +45,7 @@ from runtime.windows import Placement
 from train.unet import UNet3D
 
 Trained = tuple[UNet3D, ModelCard, str]
+BALANCED, FAST = PROPOSED
 SAME: float = 1e-4
 """Part of the tumour's labels in which the same windows of the same weights may differ."""
 
@@ -59,6 +62,7 @@ class Pairing:
         costly: left out with --quick.
         once: run in one round less.
         where: our backend; None is the default one.
+        mode: how ours is run.
     """
 
     peer: Peer
@@ -68,9 +72,12 @@ class Pairing:
     costly: bool = False
     once: bool = False
     where: Where | None = None
+    mode: Mode = EXACT
 
     def __str__(self) -> str:
         text = f"{self.peer.name} on the {'volume' if self.whole else 'box'}"
+        if self.mode != EXACT:
+            return f"{text} against {self.mode.quality}"
         return f"{text} against {self.where}" if self.where else text
 
 
@@ -85,6 +92,8 @@ PAIRINGS = (
     Pairing(NNUNET_SETTINGS),
     Pairing(NNUNET_SETTINGS_MIRRORED, costly=True, once=True),
     Pairing(MONAI, whole=True),
+    Pairing(MONAI, whole=True, costly=True, mode=BALANCED),
+    Pairing(MONAI, whole=True, costly=True, mode=FAST),
     Pairing(MONAI_LAST, whole=True, costly=True),
     Pairing(TUTORIAL, whole=True),
 )
@@ -130,7 +139,9 @@ def bench_peer(
     prepared = prepare(volume, card, NumpyOps(), card.patch)
     voxels = _whole(volume, prepared) if pairing.whole else prepared.voxels
     segment = peer.make(PeerNetwork(network, card, THREADS))
-    backend = open_or_skip(model, pairing.where)
+    if pairing.mode.artefact not in model.hashes:
+        pytest.skip(f"the model has no {pairing.mode.artefact}")
+    backend = open_or_skip(model, pairing.where, pairing.mode.precision)
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
     found: dict[str, Labels] = {}
 
@@ -147,8 +158,8 @@ def bench_peer(
 
     try:
         options = SegmentOptions(placement=pairing.placement, overlap=0.5)
-        segmenter = Segmenter(backend, options)
-        ready = prepare(volume, card, backend.ops, card.patch)
+        segmenter = Segmenter(backend, options_of(pairing.mode, options))
+        ready = prepare(volume, card, backend.ops, segmenter.patch)
         labels = backend.ops.zeros(ready.placement.shape, np.uint8)
         run_ours()  # the first run compiles the graph
         seconds["ours"].clear()
@@ -157,9 +168,12 @@ def bench_peer(
         info = backend.info
     finally:
         backend.close()
-    theirs = found["peer"][prepared.placement.box] if pairing.whole else found["peer"]
-    ours = prepared.placement.inner(found["ours"])
-    changed = changed_labels(prepared.placement.inner(theirs), ours)
+    ours = ready.placement.inner(found["ours"])
+    if pairing.whole:
+        theirs = found["peer"][ready.placement.box]
+    else:
+        theirs = prepared.placement.inner(found["peer"])
+    changed = changed_labels(theirs, ours)
     per_round = ratios(seconds["peer"], seconds["ours"])
     report(
         "peers",
@@ -167,6 +181,7 @@ def bench_peer(
         peer=peer.name,
         input="volume" if pairing.whole else "box",
         placement=pairing.placement,
+        quality=pairing.mode.quality,
         backend=info.name,
         device=info.device,
         peer_s=statistics.median(seconds["peer"]),

@@ -67,6 +67,13 @@ def stages(run: dict[str, Any]) -> bytes:
     return _png(figure)
 
 
+def _ours(one: dict[str, Any], usual: str) -> str:
+    """What of ours is unlike most."""
+    told = [one["backend"]] if one["backend"] != usual else []
+    told += [one["quality"]] if one["quality"] != "exact" else []
+    return f" (ours: {', '.join(told)})" if told else ""
+
+
 def peers(run: dict[str, Any]) -> bytes:
     """How many times as long each peer takes, with the range over the rounds."""
     found = of_question(run, "peers")
@@ -91,10 +98,7 @@ def peers(run: dict[str, Any]) -> bytes:
             va="center",
             color=INK,
         )
-    names = [
-        one["peer"] + ("" if one["backend"] == usual else f" (ours: {one['backend']})")
-        for one in found
-    ]
+    names = [one["peer"] + _ours(one, usual) for one in found]
     axes.set_yticks(range(len(found)), names)
     axes.set_xlim(0, 1.1 * top)
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")

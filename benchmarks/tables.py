@@ -20,7 +20,7 @@ def peers(run: dict[str, Any]) -> str:
         [
             one["peer"],
             one["input"],
-            f"{one['backend']}, {one['placement']}",
+            f"{one['backend']}, {_how(one)}",
             f"{one['peer_s']:.1f}",
             f"{one['ours_s']:.1f}",
             _spread(one),
@@ -34,6 +34,12 @@ def peers(run: dict[str, Any]) -> str:
         "changed labels",
     )
     return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
+
+
+def _how(one: dict[str, Any]) -> str:
+    """The windows of ours: a mode's name, or where they lie."""
+    exact = one["quality"] == "exact"
+    return str(one["placement"] if exact else one["quality"])
 
 
 def _spread(one: dict[str, Any]) -> str:

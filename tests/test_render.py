@@ -69,6 +69,7 @@ PEER = {
     "peer": "MONAI, eager",
     "input": "volume",
     "placement": "fitted",
+    "quality": "exact",
     "backend": "openvino",
     "peer_s": 99.0,
     "ours_s": 11.0,
@@ -87,6 +88,8 @@ def test_peers_shows_the_ratio_with_its_spread() -> None:
     lines = peers(_run(PEER, 11.0)).splitlines()
     row = "volume | openvino, fitted | 99.0 | 11.0 | **9.00** (8.50-9.50) | 3 | 1.0e-02 |"
     assert f"| MONAI, eager | {row}" in lines
+    fast = peers(_run(PEER | {"quality": "fast"}, 11.0))
+    assert "| MONAI, eager | volume | openvino, fast | 99.0" in fast
     assert lines[-1].startswith("Case A (240x240x155), weights w.")
     assert "2026-01-02, commit 0123456789." in lines[-1]
 
