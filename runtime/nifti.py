@@ -95,7 +95,7 @@ def load(case: Case, workers: int = 4) -> Volume:
         grid = file.header.grid
         if first is None:
             first = (source.path, grid)
-            _check_depth(source.path, grid)
+            check_depth(source.path, grid)
         check_same_grid(
             source.path, grid, *first, "co-register and resample all modalities to one grid"
         )
@@ -186,7 +186,12 @@ def _same_voxels(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return np.array_equal(one[thin], other[thin]) and np.array_equal(one, other) and bool(one.any())
 
 
-def _check_depth(path: Path, grid: Grid) -> None:
+def check_depth(path: Path, grid: Grid) -> None:
+    """Refuse an image that is no volume.
+
+    Raises:
+        InputError: a single slice.
+    """
     if min(grid.shape) == 1:
         raise InputError(
             path,

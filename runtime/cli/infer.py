@@ -164,10 +164,10 @@ def _check(
     from runtime.check import check_cases
     from runtime.model_dir import find_model
 
-    tolerated: tuple[str, ...] = ()
-    if options.model is not None:
-        tolerated = find_model(options.model).card.tolerates_missing
-    return check_cases(cases, console, problems, options.truth_labels, tolerated, options.json)
+    card = find_model(options.model).card if options.model is not None else None
+    return check_cases(
+        cases, console, problems, options.truth_labels, card, options.json, options.force_spacing
+    )
 
 
 def _segment(
