@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from runtime.backends import BackendName, Precision
+from runtime.backends import MAX_THREADS, BackendName, Precision
 from runtime.cli.console import (
     CommaShape,
     ConventionFlag,
@@ -134,9 +134,12 @@ def _infer(options: InferArgs, console: Console) -> int:
         raise UsageError(
             "--batch", found=str(options.batch), expected="1 or more", remedy="drop --batch"
         )
-    if options.threads is not None and options.threads < 1:
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise UsageError(
-            "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
+            "--threads",
+            found=str(options.threads),
+            expected=f"1 to {MAX_THREADS}",
+            remedy="drop --threads",
         )
     if options.json is not None and not options.check:
         raise UsageError(
