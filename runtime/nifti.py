@@ -141,7 +141,7 @@ def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
     return image.voxels, grid
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, mark: str = INTENT_NAME) -> bool:
     """Whether the header of ``path`` carries our mark; False for anything unreadable."""
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -150,7 +150,7 @@ def is_ours(path: Path) -> bool:
             head = first_bytes(file.read(4096))
     except GZIP_ERRORS:
         return False
-    return len(head) >= 348 and head[328:344].rstrip(b"\0") == INTENT_NAME.encode()
+    return len(head) >= 348 and head[328:344].rstrip(b"\0") == mark.encode()
 
 
 def _image(source: Source, file: Stored) -> Image:

@@ -40,11 +40,11 @@ def write_probabilities(path: Path, probabilities: npt.NDArray[np.float32], grid
     return _write(path, probabilities, grid)
 
 
-def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid) -> str:
-    """Write one modality (X, Y, Z), any NIfTI dtype, without our mark; otherwise as
-    `write_label_map`.
+def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = "") -> str:
+    """Write one modality (X, Y, Z), any NIfTI dtype, with a mark of up to 15 letters instead of
+    ours; otherwise as `write_label_map`.
     """
-    return _write(path, voxels, grid, mark="")
+    return _write(path, voxels, grid, mark)
 
 
 def _write(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = INTENT_NAME) -> str:
