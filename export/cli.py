@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 import tyro
 from rich.console import Console
 
+from runtime.backends import MAX_THREADS
 from runtime.cli.arguments import ShapeFlag
 from runtime.cli.console import ConventionFlag, optional, parse, rest_idle_threads, run
 from runtime.errors import UsageError
@@ -116,10 +117,10 @@ def check(options: ExportArgs) -> None:
         (not 0 < options.gate <= 1, "--gate", options.gate, "0 < gate <= 1", "0.999 is usual"),
         (options.cases < 1, "--cases", options.cases, "1 or more", "drop --cases"),
         (
-            options.threads is not None and options.threads < 1,
+            options.threads is not None and not 1 <= options.threads <= MAX_THREADS,
             "--threads",
             options.threads,
-            "1 or more",
+            f"1 to {MAX_THREADS}",
             "drop --threads",
         ),
         (

@@ -2,7 +2,8 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -15,15 +16,16 @@ from runtime.dataset_json import (
     read_dataset_json,
     resolve_channels,
 )
-from runtime.errors import InputError
+from runtime.errors import InputError, UsageError
 from runtime.labels import MODALITIES, Convention
 from runtime.naming import (
     LABEL_TOKENS,
-    SUFFIXES,
     NamedFile,
+    check_four_d,
     files_below,
     is_channel,
     is_nifti,
+    label_beside,
     modality_first,
     stem_of,
     take_apart,
@@ -108,11 +110,13 @@ def find_cases(
     Args:
         root: a folder of cases, a case folder, or one 4D file.
         channels: modality of each channel for files that do not name theirs.
-        problems: takes the errors of single cases, which are then left out; None raises the first.
+        problems: takes the errors of single cases and folders, which are then left out; None raises
+            the first.
 
     Raises:
-        InputError: nothing found, a doubled modality, or one case id twice.
-        UsageError: as for `Case.from_dir`.
+        InputError: nothing found, a folder that cannot be listed, a doubled modality, or one case
+            id twice.
+        UsageError: as for `Case.from_dir`; with ``problems`` only where it is all there is to say.
     """
     cases = _cases_in(root, channels, recursive=True, problems=problems)
     if not cases and not problems:
@@ -150,17 +154,6 @@ def holds_images(directory: Path) -> bool:
     )
 
 
-def _check_four_d(path: Path) -> None:
-    named = take_apart(path) if is_nifti(path) else None
-    if named is None or named.token in ALIASES or named.token in LABEL_TOKENS:
-        raise InputError(
-            path,
-            found="a file that is not a NIfTI" if named is None else f"one {named.token} file",
-            expected="a case folder, or one 4D file with all modalities",
-            remedy="give the folder in which the case's files lie",
-        )
-
-
 def _listed(cases: Sequence[Case]) -> str:
     if not cases:
         return "no MR images"
@@ -181,22 +174,31 @@ def _cases_in(
     if not root.exists():
         raise InputError(root, found="nothing", expected="a case", remedy="check the path")
     if root.is_file():
-        _check_four_d(root)
+        check_four_d(root)
         return [_four_d_case(root, channels)]
     if (root / "imagesTr").is_dir() or (root / "imagesTs").is_dir():
         folders = [folder for name in ("imagesTr", "imagesTs") if (folder := root / name).is_dir()]
     else:
         folders = [root]
     cases: list[Case] = []
+    unnamed: list[UsageError] = []
     for folder in folders:
         by_folder: dict[Path, list[Path]] = defaultdict(list)
-        for path in sorted(files_below(folder, recursive=recursive)):
+        for path in sorted(files_below(folder, recursive=recursive, problems=problems)):
             if is_nifti(path):
                 by_folder[path.parent].append(path)
         for parent, paths in by_folder.items():
             if parent.name in ("labelsTr", "labelsTs"):
                 continue
-            cases.extend(_group(parent, paths, channels, problems))
+            cases.extend(_group(parent, paths, channels, problems, unnamed))
+    if unnamed and problems is not None:
+        if not cases and not problems:
+            raise unnamed[0]
+        # Beside others that are sound, a stray numbered file is a bad case like any other.
+        problems += [
+            InputError(one.where, found=one.found, expected=one.expected, remedy=one.remedy)
+            for one in unnamed
+        ]
     return sorted(cases, key=lambda case: case.case_id)
 
 
@@ -205,6 +207,7 @@ def _group(
     paths: Sequence[Path],
     channels: Sequence[str] | None,
     problems: list[InputError] | None,
+    unnamed: list[UsageError],
 ) -> list[Case]:
     """Cases among the files of one folder; what is neither modality nor label is not ours."""
     images: dict[str, list[NamedFile]] = defaultdict(list)
@@ -218,7 +221,10 @@ def _group(
             labels.append(named)
         elif folder.name in ("imagesTr", "imagesTs"):
             four_d.append(path)
-    cases = [_four_d_case(path, channels) for path in four_d]
+    cases: list[Case] = []
+    for path in four_d:
+        with _told(problems, unnamed):
+            cases.append(_four_d_case(path, channels))
     if not images and not four_d and (leading := modality_first(paths)):
         images[""] = leading
     for prefix, files in images.items():
@@ -227,7 +233,7 @@ def _group(
             # BraTS20_Training_355 carries its mask as W39_1998.09.19_Segm.nii. Only that odd name:
             # another case's X_seg must never become this one's truth.
             own = [label for label in labels if label.token == "segm"]
-        try:
+        with _told(problems, unnamed):
             if all(is_channel(file) for file in files):
                 cases.append(_nnunet_case(folder, prefix, files, channels))
             else:
@@ -236,11 +242,22 @@ def _group(
                     # No BraTS names its files so: nothing is known of how labels are numbered.
                     case = replace(case, dialect=Dialect.MODALITY_FIRST, convention=None)
                 cases.append(case)
-        except InputError as error:
-            if problems is None:
-                raise
-            problems.append(error)
     return cases
+
+
+@contextmanager
+def _told(problems: list[InputError] | None, unnamed: list[UsageError]) -> Iterator[None]:
+    """Keep the error of one case from ending the others, where somebody takes it."""
+    try:
+        yield
+    except InputError as error:
+        if problems is None:
+            raise
+        problems.append(error)
+    except UsageError as error:
+        if problems is None:
+            raise
+        unnamed.append(error)
 
 
 def _add(sources: dict[str, Source], modality: str, path: Path) -> None:
@@ -313,7 +330,7 @@ def _nnunet_case(
     return Case(
         case_id=prefix,
         images={name: sources[name] for name in MODALITIES if name in sources},
-        labels=_label_beside(folder, prefix),
+        labels=label_beside(folder, prefix),
         dialect=Dialect.NNUNET,
         convention=convention_of(description),
     )
@@ -326,16 +343,7 @@ def _four_d_case(path: Path, channels: Sequence[str] | None) -> Case:
     return Case(
         case_id=case_id,
         images={name: Source(path, names.index(name)) for name in MODALITIES if name in names},
-        labels=_label_beside(path.parent, case_id),
+        labels=label_beside(path.parent, case_id),
         dialect=Dialect.MSD,
         convention=convention_of(description),
     )
-
-
-def _label_beside(folder: Path, case_id: str) -> Path | None:
-    sibling = folder.with_name(folder.name.replace("images", "labels"))
-    for suffix in SUFFIXES:
-        path = sibling / f"{case_id}{suffix}"
-        if sibling != folder and path.is_file():
-            return path
-    return None

@@ -1,6 +1,6 @@
 """The case doctor: read cases, say what is in them, and what would keep a model from using them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from runtime.doctor.record import check_place, write_record
 from runtime.doctor.view import CheckView
 from runtime.errors import InputError
 from runtime.labels import Convention
+from runtime.model_card import ModelCard
 from runtime.strangers import Strangers, set_apart
 
 _NAMED: Final = 5
@@ -25,8 +26,9 @@ def check_cases(
     console: Console,
     problems: Sequence[InputError] = (),
     convention: Convention | None = None,
-    tolerated: Collection[str] = (),
+    card: ModelCard | None = None,
     record: Path | None = None,
+    force_spacing: bool = False,
 ) -> int:
     """Examine every case, one after the other, and print what was found.
 
@@ -35,8 +37,9 @@ def check_cases(
         console: where it is told; errors are told even where it is quiet.
         problems: cases that could not even be put together from their files.
         convention: of their label maps; None as each case says.
-        tolerated: modalities that the model can do without.
+        card: of the model that they are meant for; None for none in particular.
         record: JSON file that takes everything; None for none.
+        force_spacing: take a spacing that is not the model's, with a warning.
 
     Returns:
         0 if no case has an error.
@@ -46,7 +49,7 @@ def check_cases(
         UsageError, OutputError: the record cannot be written there (`doctor.record.check_place`).
     """
     if record is not None:
-        check_place(record)
+        check_place(record, cases)
     whole, strangers = set_apart(cases)
     view = CheckView(console, [case.case_id for case in whole])
     alone = len(problems) == 1 and not cases
@@ -55,10 +58,10 @@ def check_cases(
             view.problem(str(problem))
     reports: list[CaseReport] = []
     for one in strangers:
-        reports.append(_unrelated(one, tolerated))
+        reports.append(_unrelated(one, card, force_spacing))
         view.case(reports[-1])
     for case in whole:
-        reports.append(examine(case, convention, tolerated))
+        reports.append(examine(case, convention, card, force_spacing))
         view.case(reports[-1])
     findings = compare(reports)
     view.data_set(reports, len(problems), findings)
@@ -83,9 +86,9 @@ def check_cases(
     return 0
 
 
-def _unrelated(strangers: Strangers, tolerated: Collection[str]) -> CaseReport:
+def _unrelated(strangers: Strangers, card: ModelCard | None, force_spacing: bool) -> CaseReport:
     """What the files would be as one case, and that nothing says they are."""
-    report = examine(strangers.as_one(), None, tolerated)
+    report = examine(strangers.as_one(), None, card, force_spacing)
     text = (
         f"names of different cases ({strangers.names()}); name them alike if they are one "
         "patient's, such as X_flair, X_t1, X_t1ce and X_t2, or give each patient a folder"

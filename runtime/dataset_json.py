@@ -1,6 +1,7 @@
 """Names of modalities, and what a dataset.json of MSD or nnU-Net says of channels and labels."""
 
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -22,18 +23,21 @@ ALIASES: Final[Mapping[str, str]] = {
 def read_dataset_json(folder: Path) -> Mapping[str, Any]:
     """The dataset.json in ``folder`` or beside it; empty if there is none."""
     for path in (folder / "dataset.json", folder.parent / "dataset.json"):
-        if path.is_file():
-            try:
-                value = read_json(path, MIB)
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    path,
-                    found=f"no readable JSON ({words(error)})",
-                    expected="a dataset.json",
-                    remedy="mend it",
-                ) from error
-            if isinstance(value, dict):
-                return value
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                continue
+            value = read_json(path, MIB)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError) as error:
+            raise InputError(
+                path,
+                found=f"no readable JSON ({words(error)})",
+                expected="a dataset.json",
+                remedy="mend it",
+            ) from error
+        if isinstance(value, dict):
+            return value
     return {}
 
 

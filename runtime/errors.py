@@ -29,6 +29,8 @@ class BratsError(Exception):
         self.found = found
         self.expected = expected
         self.remedy = remedy
+        self.expected = expected
+        self.remedy = remedy
         # A file's name may be in each of them.
         told = f"{self.where}: found {found}, expected {expected}; {remedy}."
         super().__init__(printable(told))

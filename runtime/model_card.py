@@ -3,6 +3,7 @@ to be run.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ from runtime.labels import MODALITIES, REGIONS, Label
 CARD_SCHEMA: Final = 1
 CARD_KEY: Final = "brats_deploy.card"
 """The ONNX metadata key under which a model carries its card."""
+LARGEST_PATCH: Final = 1 << 27
+"""Voxels of the largest window, 512 along each axis: no case that is read needs a larger one."""
 _LARGEST: Final = 10**9
 """Of any number in a card that something is done with."""
 _TEXTS: Final = ("name", "orientation", "normalisation", "research_use")
@@ -257,6 +260,8 @@ def _check(card: ModelCard, where: str | Path) -> None:
         raise _bad(where, f"spacing {card.spacing_mm}")
     if card.divisor < 1 or any(size < 1 or size % card.divisor for size in card.patch):
         raise _bad(where, f"patch {card.patch} with divisor {card.divisor}")
+    if math.prod(card.patch) > LARGEST_PATCH:
+        raise _bad(where, f"patch {card.patch}, of more than {LARGEST_PATCH} voxels")
     if not 0 <= card.inference.overlap < 1 or card.inference.batch < 1:
         raise _bad(where, f"overlap {card.inference.overlap}, batch {card.inference.batch}")
     if min(card.postprocess.min_component_mm3, card.postprocess.min_et_mm3) < 0:

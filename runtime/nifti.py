@@ -8,6 +8,7 @@ damaged files without a word.
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +18,11 @@ import numpy.typing as npt
 from runtime.case import Case, Source
 from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
-from runtime.nifti_bytes import GZIP_ERRORS, Stored, first_bytes, read_stored
+from runtime.nifti_bytes import GZIP_ERRORS, Stored, enough_memory, first_bytes, read_stored
 from runtime.nifti_header import damaged
 
+# Of two images every eighth voxel on each axis tells whether they need to be compared.
+_THIN: Final = 8
 INTENT_NAME: Final = "brats-deploy"
 """Carried by our label maps, so that one left without its sidecar is known as ours."""
 
@@ -79,7 +82,8 @@ def load(case: Case, workers: int = 4) -> Volume:
     Raises:
         InputError: a file is missing, truncated, damaged, not a 3D NIfTI (4D where the case
             says so), a single slice, has another shape or affine than the first, holds non-finite
-            voxels, or the bytes of another modality's file.
+            voxels, or the bytes or voxels of another modality.
+        ComputeError: too little memory.
     """
     paths = list(dict.fromkeys(source.path for source in case.images.values()))
     with ThreadPoolExecutor(max(1, min(workers, len(paths)))) as pool:
@@ -91,7 +95,7 @@ def load(case: Case, workers: int = 4) -> Volume:
         grid = file.header.grid
         if first is None:
             first = (source.path, grid)
-            _check_depth(source.path, grid)
+            check_depth(source.path, grid)
         check_same_grid(
             source.path, grid, *first, "co-register and resample all modalities to one grid"
         )
@@ -117,7 +121,7 @@ def read_image(source: Source) -> tuple[Image, Grid]:
         The image, and the grid it lies on.
 
     Raises:
-        InputError: as for `load`, as far as one file can tell.
+        InputError, ComputeError: as for `load`, as far as one file can tell.
     """
     file = read_stored(source.path)
     return _image(source, file), file.header.grid
@@ -131,13 +135,13 @@ def load_label_map(path: Path) -> tuple[npt.NDArray[Any], Grid]:
         `labels.from_convention`.
 
     Raises:
-        InputError: as for `read_image`.
+        InputError, ComputeError: as for `read_image`.
     """
     image, grid = read_image(Source(path))
     return image.voxels, grid
 
 
-def is_ours(path: Path) -> bool:
+def is_ours(path: Path, mark: str = INTENT_NAME) -> bool:
     """Whether the header of ``path`` carries our mark; False for anything unreadable."""
     try:
         if not path.is_file():  # a pipe would be waited for
@@ -146,32 +150,48 @@ def is_ours(path: Path) -> bool:
             head = first_bytes(file.read(4096))
     except GZIP_ERRORS:
         return False
-    return len(head) >= 348 and head[328:344].rstrip(b"\0") == INTENT_NAME.encode()
+    return len(head) >= 348 and head[328:344].rstrip(b"\0") == mark.encode()
 
 
 def _image(source: Source, file: Stored) -> Image:
     header = file.header
-    voxels = _channel(source.path, _voxels(file), source.channel)
-    voxels = _scaled(voxels, header.slope, header.intercept)
-    _check_finite(source.path, voxels)
+    with enough_memory(source.path):
+        voxels = _channel(source.path, _voxels(file), source.channel)
+        voxels = _scaled(voxels, header.slope, header.intercept)
+        _check_finite(source.path, voxels)
     return Image(voxels, file.sha256, source.path, file.warnings)
 
 
 def _check_distinct(case: Case, images: dict[str, Image]) -> None:
-    """One file under two names is a mistake that no network notices."""
-    seen: dict[str, str] = {}
-    for modality, image in images.items():
-        other = seen.setdefault(image.sha256, modality)
-        if other != modality and case.images[modality].channel is None:
+    """One image under two names is a mistake that no network notices."""
+    for one, other in combinations(images, 2):
+        alike = ""
+        if images[one].sha256 == images[other].sha256 and case.images[other].channel is None:
+            alike = "bytes"
+        elif _same_voxels(images[one].voxels, images[other].voxels):
+            alike = "voxels"
+        if alike:
             raise InputError(
-                image.path,
-                found=f"the same bytes as {images[other].path.name}",
-                expected=f"{modality} and {other} to be different images",
+                images[other].path,
+                found=f"the same {alike} as {images[one].path.name}",
+                expected=f"{other} and {one} to be different images",
                 remedy="find the right file for one of them",
             )
 
 
-def _check_depth(path: Path, grid: Grid) -> None:
+def _same_voxels(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Whether two images of one shape are one, however they are stored; not two that are empty."""
+    thin = (slice(None, None, _THIN),) * 3
+    # Hardly ever are more than the few looked at.
+    return np.array_equal(one[thin], other[thin]) and np.array_equal(one, other) and bool(one.any())
+
+
+def check_depth(path: Path, grid: Grid) -> None:
+    """Refuse an image that is no volume.
+
+    Raises:
+        InputError: a single slice.
+    """
     if min(grid.shape) == 1:
         raise InputError(
             path,

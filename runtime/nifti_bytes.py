@@ -19,7 +19,7 @@ from typing import Any, Final
 import numpy as np
 from isal import igzip, isal_zlib
 
-from runtime.errors import InputError
+from runtime.errors import ComputeError, InputError
 from runtime.nifti_header import HEADER_BYTES, Data, Header, damaged, parse_header
 
 GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
@@ -57,7 +57,31 @@ def read_stored(path: Path) -> Stored:
     Raises:
         InputError: it cannot be opened, is no regular file, no NIfTI file of three or four axes,
             damaged, or of other than the bytes that its header promises.
+        ComputeError: too little memory for it.
     """
+    with enough_memory(path):
+        return _read_stored(path)
+
+
+@contextmanager
+def enough_memory(path: Path) -> Iterator[None]:
+    """Say which file it was that did not fit into memory.
+
+    Raises:
+        ComputeError: it did not.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise ComputeError(
+            path,
+            found="too little memory for its voxels" + (f" ({error})" if str(error) else ""),
+            expected="room for all images of a case",
+            remedy="close other programs, or crop the images",
+        ) from error
+
+
+def _read_stored(path: Path) -> Stored:
     with _opened(path) as (file, start, header, size):
         stored = _read_all(file, size)
     if len(stored) != size or not stored.startswith(start):

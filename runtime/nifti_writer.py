@@ -45,11 +45,11 @@ def write_probabilities(
     return _write(path, probabilities, grid, write)
 
 
-def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid) -> str:
-    """Write one modality (X, Y, Z), any NIfTI dtype, without our mark; otherwise as
-    `write_label_map`.
+def write_image(path: Path, voxels: npt.NDArray[Any], grid: Grid, mark: str = "") -> str:
+    """Write one modality (X, Y, Z), any NIfTI dtype, with a mark of up to 15 letters instead of
+    ours; otherwise as `write_label_map`.
     """
-    return _write(path, voxels, grid, write_bytes, mark="")
+    return _write(path, voxels, grid, write_bytes, mark)
 
 
 def _write(

@@ -33,6 +33,8 @@ from runtime.phantom_brain import (
     make_anatomy,
 )
 
+PHANTOM_MARK: Final = "brats-phantom"
+"""In the headers of phantoms, by which they are known as files that may be made anew."""
 _MIN_SIDE: Final = 32
 
 # Mean z-score (flair, t1, t1ce, t2) over the brain, as averaged over real cases of BraTS 2018.
@@ -167,14 +169,19 @@ def write_phantom(
     enhancement: Enhancement | None = None,
 ) -> Path:
     """Write the phantom ``case`` of a series; see `write_phantoms`. Returns its folder."""
-    name = f"BraTSPhantom_{case:04d}"
+    files = phantom_files(out, case)
     phantom = phantom_case(seed, case, shape, enhancement)
-    for modality, voxels in phantom.images.items():
-        write_image(out / name / f"{name}_{modality}.nii.gz", voxels, phantom.grid)
     truth = to_convention(phantom.labels, Convention.BRATS2020)
-    # Truth is not a prediction of ours, so that it goes without our mark.
-    write_image(out / name / f"{name}_seg.nii.gz", truth, phantom.grid)
-    return out / name
+    for name, voxels in {**phantom.images, "seg": truth}.items():
+        # Truth is not a prediction of ours, so that it goes without that mark.
+        write_image(files[name], voxels, phantom.grid, PHANTOM_MARK)
+    return files["seg"].parent
+
+
+def phantom_files(out: Path, case: int) -> dict[str, Path]:
+    """What `write_phantom` writes: modality, or "seg" for the truth, to file."""
+    name = f"BraTSPhantom_{case:04d}"
+    return {part: out / name / f"{name}_{part}.nii.gz" for part in (*MODALITIES, "seg")}
 
 
 def _add_focus(

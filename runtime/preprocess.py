@@ -5,6 +5,7 @@ inverse.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from runtime.errors import InputError
+from runtime.grid import Grid
 from runtime.model_card import ModelCard, Shape3
 from runtime.nifti import Volume
 from runtime.ops import Array, ArrayOps, Box, Statistics
@@ -127,8 +129,9 @@ def prepare(
             more than 5%, or the box is too large for a single window.
     """
     warnings = [*volume.warnings]
-    flips, axes = _orientation(volume, card)
-    warnings += _check_spacing(volume, card, axes, force_spacing)
+    path = next(iter(volume.images.values())).path
+    flips, axes = _orientation(path, volume.grid, card)
+    warnings += check_spacing(path, volume.grid, card, force_spacing)
     present = [name for name in card.modalities if name in volume.images]
     missing = [name for name in card.modalities if name not in volume.images]
     needed = [name for name in missing if name not in card.tolerates_missing]
@@ -144,7 +147,7 @@ def prepare(
     extent = ops.extent([whole.oriented(voxels) for voxels in raw.values()])
     if extent is None:
         raise InputError(
-            next(iter(volume.images.values())).path,
+            path,
             found="an empty brain: every voxel of every modality is 0",
             expected="skull-stripped images with background 0",
             remedy="check the preprocessing of this case",
@@ -197,11 +200,10 @@ def _doubts(name: str, brain: Statistics, voxels: int) -> list[str]:
 
 
 def _orientation(
-    volume: Volume, card: ModelCard
+    path: Path, grid: Grid, card: ModelCard
 ) -> tuple[tuple[bool, bool, bool], tuple[int, int, int]]:
     """Flips per file axis, and the file axis for each of the model's axes."""
-    path = next(iter(volume.images.values())).path
-    found = io_orientation(volume.grid.affine)
+    found = io_orientation(grid.affine)
     if np.isnan(found).any():
         raise InputError(
             path,
@@ -216,10 +218,23 @@ def _orientation(
     return (flips[0], flips[1], flips[2]), (axes[0], axes[1], axes[2])
 
 
-def _check_spacing(
-    volume: Volume, card: ModelCard, axes: tuple[int, int, int], force: bool
-) -> list[str]:
-    found = [volume.grid.spacing[axis] for axis in axes]
+def check_spacing(path: Path, grid: Grid, card: ModelCard, force: bool = False) -> list[str]:
+    """Refuse an image whose voxels are not of the model's size.
+
+    Args:
+        path: of the image, for the error.
+        grid: where its voxels lie.
+        card: names the model's spacing and orientation.
+        force: warn of it instead.
+
+    Returns:
+        Warnings: none where the spacing is the model's.
+
+    Raises:
+        InputError: it is not, by more than `SPACING_TOLERANCE`.
+    """
+    _, axes = _orientation(path, grid, card)
+    found = [grid.spacing[axis] for axis in axes]
     if all(
         abs(size - wanted) <= SPACING_TOLERANCE * wanted
         for size, wanted in zip(found, card.spacing_mm, strict=True)
@@ -230,7 +245,7 @@ def _check_spacing(
     if force:
         return [f"spacing {shown} mm is not the model's {wanted} mm; run all the same"]
     raise InputError(
-        next(iter(volume.images.values())).path,
+        path,
         found=f"voxels of {shown} mm",
         expected=f"{wanted} mm, as the model was trained on",
         remedy="resample the case (BraTS preprocessing), or force it with --force-spacing",

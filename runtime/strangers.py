@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.case import Case, Source
-from runtime.errors import InputError
+from runtime.errors import ComputeError, InputError
 from runtime.grid import Grid, check_same_grid
 from runtime.labels import MODALITIES
 from runtime.nifti import read_image
@@ -89,7 +89,7 @@ def _grids(strangers: Strangers) -> list[tuple[Path, Grid]]:
     for source in _images(strangers.cases).values():
         try:
             grids.append((source.path, read_image(source)[1]))
-        except InputError:
+        except (InputError, ComputeError):
             continue  # Their names are wrong already; once mended, the damage is told.
     return grids
 

@@ -1,6 +1,8 @@
 """Files of a case are found by name in every naming of BraTS, never by position."""
 
+import errno
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -508,3 +510,107 @@ def test_a_modality_at_the_end_wins_over_one_at_the_beginning(tmp_path: Path) ->
     touch(tmp_path, *(f"X_{name}.nii.gz" for name in OLD), "T1_mni.nii.gz", "T2_mni.nii.gz")
     (case,) = find_cases(tmp_path)
     assert (case.case_id, case.dialect) == ("X", Dialect.BRATS2018)
+
+
+# Folders and files that must not end the others
+
+
+def unlistable(monkeypatch: pytest.MonkeyPatch, folder: Path, code: int = errno.EACCES) -> None:
+    """As for a user without rights, or on a disk that fails: root may list everything."""
+    listed = os.scandir
+
+    def refuse(path: str | Path = ".") -> object:
+        if Path(path) == folder:
+            raise OSError(code, os.strerror(code), str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def named(root: Path, *cases: str) -> Path:
+    return touch(root, *(f"{case}/{case}_{modality}.nii.gz" for case in cases for modality in OLD))
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_folder_that_cannot_be_listed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    named(tmp_path, "A", "B")
+    unlistable(monkeypatch, tmp_path / "A", code)
+    problems: list[InputError] = []
+    assert [case.case_id for case in find_cases(tmp_path, problems=problems)] == ["B"]
+    (problem,) = problems
+    assert problem.where == str(tmp_path / "A")
+    assert os.strerror(code) in str(problem)
+    with pytest.raises(InputError, match=os.strerror(code)):
+        find_cases(tmp_path)
+    with pytest.raises(InputError, match=os.strerror(code)):
+        Case.from_dir(tmp_path / "A")
+
+
+def test_what_the_file_system_keeps_for_itself_is_not_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The root of every ext4 disk has a lost+found that nobody but root may list."""
+    named(tmp_path, "A")
+    (tmp_path / "lost+found").mkdir()
+    unlistable(monkeypatch, tmp_path / "lost+found")
+    assert [case.case_id for case in find_cases(tmp_path)] == ["A"]
+
+
+@pytest.mark.parametrize("hidden", ["labelsTr/", "dataset.json"])
+def test_what_may_not_be_looked_at_is_not_taken_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    """The doctor finds that they cannot be read; nobody takes the case for one without truth."""
+    described(tmp_path, {"modality": {str(i): name for i, name in enumerate(OLD)}})
+    touch(tmp_path, "imagesTr/X.nii.gz", "labelsTr/X.nii.gz")
+    looked = os.stat
+
+    def refuse(path: object, *args: object, **how: object) -> object:
+        if hidden in os.fspath(path):  # type: ignore[call-overload]
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return looked(path, *args, **how)  # type: ignore[call-overload]
+
+    opened = os.open
+
+    def refuse_open(path: object, *args: object, **how: object) -> object:
+        if hidden in os.fspath(path):  # type: ignore[call-overload]
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *args, **how)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "open", refuse_open)
+    if hidden == "labelsTr/":
+        assert find_cases(tmp_path)[0].labels == tmp_path / "labelsTr" / "X.nii.gz"
+        return
+    with pytest.raises(InputError, match=r"dataset\.json: found .*Permission denied"):
+        find_cases(tmp_path)
+
+
+def test_a_stray_numbered_file_ends_no_cohort(tmp_path: Path) -> None:
+    named(tmp_path, "A", "B")
+    touch(tmp_path, "B/scan_0001.nii.gz")
+    problems: list[InputError] = []
+    assert [case.case_id for case in find_cases(tmp_path, problems=problems)] == ["A", "B"]
+    (problem,) = problems
+    assert problem.where == str(tmp_path / "B")
+    assert "numbered channels (scan)" in str(problem)
+    assert "--channels flair,t1,t1ce,t2" in str(problem)
+    with pytest.raises(UsageError, match="numbered channels"):
+        find_cases(tmp_path)
+
+
+def test_numbers_alone_are_still_a_matter_of_the_command_line(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"X/X_000{channel}.nii.gz" for channel in range(4)), "Y/Y_0000.nii.gz")
+    with pytest.raises(UsageError, match="--channels"):
+        find_cases(tmp_path, problems=[])
+
+
+def test_a_damaged_description_ends_no_cohort(tmp_path: Path) -> None:
+    touch(tmp_path, "one/imagesTr/X.nii.gz")
+    (tmp_path / "one" / "dataset.json").write_text("{")
+    named(tmp_path, "A")
+    problems: list[InputError] = []
+    assert [case.case_id for case in find_cases(tmp_path, problems=problems)] == ["A"]
+    assert [problem.where for problem in problems] == [str(tmp_path / "one" / "dataset.json")]

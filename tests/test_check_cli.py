@@ -1,6 +1,7 @@
 """`brats-infer --check` over a data set: what is printed, what is written, and the exit codes."""
 
 import json
+import os
 import shutil
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from rich.console import Console
 from runtime.case import find_cases
 from runtime.check import check_cases
 from runtime.cli.infer import main
-from runtime.doctor import images
+from runtime.doctor import examine, images
+from runtime.labels import MODALITIES
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_dir import CARD, sha256_of
 
@@ -234,3 +236,188 @@ def test_a_model_says_what_may_be_missing(
     code, err = check(folder, "--model", tolerant)
     assert code == 0
     assert "warning: no t2 image; the model does without it" in err
+
+
+def rewritten(folder: Path, change: Callable[[Any], Any], affine: Any = None) -> None:
+    """All images of a case, changed; as nibabel writes them."""
+    for modality in MODALITIES:
+        path = folder / f"{folder.name}_{modality}.nii.gz"
+        image = nib.load(path)
+        voxels = change(np.asarray(image.dataobj))
+        nib.save(nib.Nifti1Image(voxels, image.affine if affine is None else affine), path)
+
+
+def without_truth(folder: Path) -> Path:
+    (folder / f"{folder.name}_seg.nii.gz").unlink()
+    return folder
+
+
+def outcomes(folder: Path, out: Path, model: Path, *flags: str) -> tuple[int, int]:
+    """Exit codes of --check and of segmenting."""
+    given = [str(folder), "--model", str(model), *flags]
+    return (
+        main([*given, "--check"]),
+        main([*given, "-o", str(out), "--backend", "ort", "--threads", "1"]),
+    )
+
+
+def test_a_single_slice_is_refused_by_both(
+    root: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = without_truth(root / "BraTSPhantom_0001")
+    rewritten(folder, lambda voxels: voxels[:, :, 24:25])
+    assert outcomes(folder, tmp_path / "out", tiny_model) == (3, 3)
+    err = capsys.readouterr().err
+    assert err.count("error: a single slice (64x56x1); give the whole 3D image") == 1
+
+
+@pytest.mark.parametrize("scale", [1e150, 1e152, 1e154, 1e200, 1e300])
+def test_intensities_that_cannot_be_added_up_are_refused_by_both(
+    root: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], scale: float
+) -> None:
+    folder = without_truth(root / "BraTSPhantom_0001")
+    rewritten(folder, lambda voxels: voxels * (scale / 100))
+    checked, segmented = outcomes(folder, tmp_path / "out", tiny_model)
+    told = capsys.readouterr().err
+    assert checked == segmented
+    if scale > 1e152:
+        assert checked == 3
+        assert "flair has intensities too large to be added up" in told
+
+
+def test_the_models_spacing_is_held_against_the_cases(
+    check: Any, root: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = without_truth(root / "BraTSPhantom_0001")
+    rewritten(folder, lambda voxels: voxels, np.diag([-1.0, -1, 5, 1]))
+    code, err = check(folder)
+    assert code == 0
+    assert "warning: spacing 1x1x5 mm, BraTS models expect 1x1x1" in err
+    code, err = check(folder, "--model", tiny_model)
+    assert code == 3
+    told = "error: voxels of 1x1x5 mm, expected 1x1x1 mm, as the model was trained on"
+    assert err.count(told) == 1
+    code, err = check(folder, "--model", tiny_model, "--force-spacing")
+    assert code == 0
+    assert "warning: spacing 1x1x5 mm is not the model's 1x1x1 mm" in err
+    assert outcomes(folder, tmp_path / "out", tiny_model) == (3, 3)
+    assert outcomes(folder, tmp_path / "out", tiny_model, "--force-spacing") == (0, 0)
+    # A model of such spacing takes it, and says so of what others would take.
+    thick = with_card(tiny_model, tmp_path / "thick", {"spacing_mm": [1.0, 1.0, 5.0]})
+    assert check(folder, "--model", thick)[0] == 0
+    assert check(root / "BraTSPhantom_0002", "--model", thick)[0] == 3
+
+
+def with_card(model: Path, place: Path, changed: dict[str, Any]) -> Path:
+    made = Path(shutil.copytree(model, place))
+    (made / CARD).write_text(json.dumps(json.loads((made / CARD).read_text()) | changed))
+    (made / MANIFEST).write_bytes(manifest_of(made))
+    return made
+
+
+def test_only_the_models_own_modalities_must_be_there(
+    check: Any, root: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = root / "BraTSPhantom_0001"
+    (folder / f"{folder.name}_t2.nii.gz").unlink()
+    two = with_card(tiny_model, tmp_path / "two", {"modalities": ["t1ce", "flair"]})
+    assert check(folder, "--model", two)[0] == 0
+    (folder / f"{folder.name}_t1ce.nii.gz").unlink()
+    code, err = check(folder, "--model", two)
+    assert code == 3
+    assert "error: no t1ce image" in err
+    assert "no t2 image" not in err
+
+
+def test_a_case_that_does_not_fit_into_memory_is_a_finding_of_that_case(
+    check: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "check.json"
+    found = examine.swapped
+
+    def none_left(looks: Any, truth: Any) -> Any:
+        if "0001" in looks["t1"].facts.file:
+            raise MemoryError("Unable to allocate 9 TiB")
+        return found(looks, truth)
+
+    monkeypatch.setattr(examine, "swapped", none_left)
+    code, err = check(root, "--json", record)
+    assert code == 3
+    assert "error: too little memory to look at it" in err
+    one, two = json.loads(record.read_text())["cases"]
+    assert [finding["code"] for finding in one["findings"]] == ["memory"]
+    assert (one["usable"], two["usable"]) == (False, True)
+
+
+def test_an_image_that_does_not_fit_into_memory_is_named(
+    check: Any, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = tmp_path / "check.json"
+    found = np.empty
+
+    def none_left(*size: Any, **how: Any) -> Any:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr("runtime.nifti_bytes.np.empty", none_left)
+    code, _ = check(root, "--json", record)
+    monkeypatch.setattr("runtime.nifti_bytes.np.empty", found)
+    assert code == 3
+    one, _ = json.loads(record.read_text())["cases"]
+    images = [finding["modality"] for finding in one["findings"] if finding["code"] == "memory"]
+    assert images == [*MODALITIES, None]  # and the label map
+    assert "BraTSPhantom_0001_flair.nii.gz: found too little memory" in one["findings"][0]["text"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_of_both(
+    check: Any, root: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    hidden = root / "BraTSPhantom_0002"
+    listed = os.scandir
+
+    def refuse(path: Any = ".") -> Any:
+        if Path(path) == hidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    record = tmp_path / "check.json"
+    code, err = check(root, "--json", record)
+    assert code == 3
+    assert f"{hidden}: found Permission denied" in err
+    assert json.loads(record.read_text())["data_set"]["with_errors"] == 1
+    assert outcomes(root, tmp_path / "out", tiny_model) == (3, 6)
+    assert f"{hidden}: found Permission denied" in capsys.readouterr().err
+    assert (tmp_path / "out" / "BraTSPhantom_0001_seg.nii.gz").is_file()
+    assert outcomes(hidden, tmp_path / "other", tiny_model) == (3, 3)
+
+
+def test_a_stray_numbered_file_is_an_error_of_both(
+    check: Any, root: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    folder = root / "BraTSPhantom_0002"
+    shutil.copy(folder / f"{folder.name}_t1.nii.gz", folder / "scan_0001.nii.gz")
+    record = tmp_path / "check.json"
+    code, err = check(root, "--json", record)
+    assert code == 3
+    assert f"{folder}: found numbered channels (scan)" in err
+    assert [case["usable"] for case in json.loads(record.read_text())["cases"]] == [True, True]
+    assert outcomes(root, tmp_path / "out", tiny_model) == (3, 6)
+    assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize("place", ["", "sub", "link"])
+def test_the_record_never_lies_in_a_cases_folder(
+    check: Any, root: Path, tmp_path: Path, place: str
+) -> None:
+    folder = root / "BraTSPhantom_0001"
+    target = folder / place
+    if place == "link":
+        target = tmp_path / "link"
+        target.symlink_to(folder)
+    code, err = check(root, "--json", target / "c.json")
+    assert code == 2
+    assert f"{target / 'c.json'}: found a place inside the folder of a case" in err
+    assert len(list(folder.iterdir())) == 5
+    # Beside the cases is a place.
+    assert check(root, "--json", root / "c.json")[0] == 0

@@ -667,7 +667,8 @@ def test_quiet_says_nothing(model: Path, data: Path, plan: Plan, capsys: Capture
         (("--device", "-1"), "--device: found -1"),
         (("--strict-fp16",), "--strict-fp16: found neither --fp16 nor --bf16"),
         (("--cases", "0"), "--cases: found 0"),
-        (("--threads", "0"), "--threads: found 0"),
+        (("--threads", "0"), "--threads: found 0, expected 1 to 1024"),
+        (("--threads", "99999999999999999999"), "--threads: found 99999999999999999999"),
     ],
 )
 def test_flags_that_mean_nothing_are_refused(

@@ -171,6 +171,9 @@ def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
     ("flags", "found"),
     [
         (["--model.patch", "100,128,64"], "multiples of 16"),
+        (["--model.patch", "1048576,1048576,1048576"], "134217728 voxels at most"),
+        (["--threads", "1025"], "0 to 1024"),
+        (["--threads", "99999999999999999999"], "0 to 1024"),
         (["--model.features", "8"], "two widths or more"),
         (["--model.features", f"8,{2**63}"], "two widths or more, from 1 to 8192"),
         (["--sampling.sampler", "grid", "--sampling.stride", "0,64,32"], "1 to the patch"),

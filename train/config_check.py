@@ -1,17 +1,18 @@
 """Which values of a configuration can be trained with."""
 
 from collections.abc import Iterator, Mapping
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, Final
 
+from runtime.backends import MAX_THREADS
 from runtime.errors import UsageError
 from runtime.labels import MODALITIES
-from runtime.model_card import Shape3
+from runtime.model_card import LARGEST_PATCH, Shape3
 from train.config import Config, divisor
 
 # Flag: (lowest, highest) that makes sense; None leaves an end open.
 _LIMITS: Final[Mapping[str, tuple[float, float | None]]] = {
-    "threads": (0, None),
+    "threads": (0, MAX_THREADS),
     "seed": (0, 2**63 - 1),
     "model.dropout": (0, 0.999),
     "model.overlap": (0, 0.999),
@@ -87,9 +88,13 @@ def check(config: Config) -> None:
             "split.fold", f"{fold} of {folds} folds", "two folds or more, and one from 0 up to them"
         )
     step = divisor(model.features)
-    if any(size < step or size % step for size in model.patch):
+    if any(size < step or size % step for size in model.patch) or (
+        prod(model.patch) > LARGEST_PATCH
+    ):
         raise _refused(
-            "model.patch", _shown(model.patch), f"multiples of {step}, as the poolings need"
+            "model.patch",
+            _shown(model.patch),
+            f"multiples of {step}, as the poolings need, {LARGEST_PATCH} voxels at most",
         )
     if sampling.sampler == "random" and sampling.patches_per_epoch == 0:
         raise _refused("sampling.patches_per_epoch", "0", "at least 1 with the random sampler")

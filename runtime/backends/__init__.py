@@ -7,9 +7,10 @@ from runtime.backends.opening import (
     open_backend,
     open_spare,
 )
-from runtime.backends.seam import Backend, BackendInfo, Fill, Take, check_window
+from runtime.backends.seam import MAX_THREADS, Backend, BackendInfo, Fill, Take, check_window
 
 __all__ = [
+    "MAX_THREADS",
     "Backend",
     "BackendInfo",
     "BackendName",

@@ -1,12 +1,13 @@
 """The seam between a segmenter and whatever runs the network: one model on one device."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from runtime.errors import InputError, UsageError
-from runtime.model_card import ModelCard, Shape3
+from runtime.model_card import LARGEST_PATCH, ModelCard, Shape3
 from runtime.ops import Array, ArrayOps
 
 Fill = Callable[[int, int, Array], None]
@@ -17,6 +18,10 @@ Take = Callable[[int, int, Array], None]
 """take(i, j, probabilities): read windows i..j, float32 (j - i, classes, X, Y, Z), valid only
 inside the call.
 """
+
+
+MAX_THREADS: Final = 1024
+"""CPU threads that may be asked for: more than any machine has use for."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,19 @@ class Backend(Protocol):
 
 
 def check_window(card: ModelCard, window: Shape3) -> None:
-    """Refuse a window that the network's poolings cannot halve.
+    """Refuse a window that the network's poolings cannot halve, or that nothing could hold.
 
     Raises:
-        UsageError: a size is not a positive multiple of the card's divisor.
+        UsageError: a size is not a positive multiple of the card's divisor, or there are more than
+            `LARGEST_PATCH` voxels.
     """
-    if any(size < 1 or size % card.divisor for size in window):
+    if any(size < 1 or size % card.divisor for size in window) or (
+        math.prod(window) > LARGEST_PATCH
+    ):
         raise UsageError(
             "--patch",
             found=",".join(map(str, window)),
-            expected=f"multiples of {card.divisor}",
+            expected=f"multiples of {card.divisor}, {LARGEST_PATCH} voxels at most",
             remedy=f"the model's own patch is {','.join(map(str, card.patch))}",
         )
 

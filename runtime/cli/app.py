@@ -13,6 +13,7 @@ from typing import Annotated
 from rich.console import Console
 
 from runtime import DISCLAIMER
+from runtime.backends import MAX_THREADS
 from runtime.cli.console import optional, parse, run
 from runtime.errors import BackendUnavailableError, InputError, OutputError, UsageError
 
@@ -102,9 +103,12 @@ def _check(options: AppArgs) -> None:
             expected="1 or more",
             remedy="512 is usual",
         )
-    if options.threads is not None and options.threads < 1:
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise UsageError(
-            "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
+            "--threads",
+            found=str(options.threads),
+            expected=f"1 to {MAX_THREADS}",
+            remedy="drop --threads",
         )
     if options.model is not None:
         from runtime.model_dir import ModelDir

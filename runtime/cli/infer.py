@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.console import Console
 
-from runtime.backends import BackendName, Precision
+from runtime.backends import MAX_THREADS, BackendName, Precision
 from runtime.cli.arguments import PatchFlag, SecondsFlag, ShapeFlag
 from runtime.cli.console import ConventionFlag, optional, parse, run
 from runtime.errors import BratsError, CohortError, InputError, UsageError
@@ -127,9 +127,12 @@ def _infer(options: InferArgs, console: Console) -> int:
         raise UsageError(
             "--batch", found=str(options.batch), expected="1 or more", remedy="drop --batch"
         )
-    if options.threads is not None and options.threads < 1:
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
         raise UsageError(
-            "--threads", found=str(options.threads), expected="1 or more", remedy="drop --threads"
+            "--threads",
+            found=str(options.threads),
+            expected=f"1 to {MAX_THREADS}",
+            remedy="drop --threads",
         )
     if options.json is not None and not options.check:
         raise UsageError(
@@ -157,10 +160,10 @@ def _check(
     from runtime.check import check_cases
     from runtime.model_dir import find_model
 
-    tolerated: tuple[str, ...] = ()
-    if options.model is not None:
-        tolerated = find_model(options.model).card.tolerates_missing
-    return check_cases(cases, console, problems, options.truth_labels, tolerated, options.json)
+    card = find_model(options.model).card if options.model is not None else None
+    return check_cases(
+        cases, console, problems, options.truth_labels, card, options.json, options.force_spacing
+    )
 
 
 def _segment(

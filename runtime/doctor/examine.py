@@ -1,8 +1,9 @@
 """A case: its files one by one, then what is wrong between them, then its label map."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -13,10 +14,12 @@ from runtime.doctor.images import Facts, Look, look_at
 from runtime.doctor.swaps import swapped
 from runtime.doctor.truths import LabelFacts, look_at_labels
 from runtime.errors import InputError
-from runtime.grid import check_same_grid
+from runtime.grid import Grid, check_same_grid
 from runtime.labels import MODALITIES, Convention
+from runtime.model_card import ModelCard
 from runtime.naming import is_nifti
-from runtime.preprocess import SPACING_TOLERANCE
+from runtime.nifti import check_depth
+from runtime.preprocess import SPACING_TOLERANCE, check_spacing
 
 # Cosine of 5 degrees: BraTS's images lie along the anatomical axes.
 _OBLIQUE: Final = 0.9962
@@ -54,22 +57,33 @@ class CaseReport:
 
 
 def examine(
-    case: Case, convention: Convention | None = None, tolerated: Collection[str] = ()
+    case: Case,
+    convention: Convention | None = None,
+    card: ModelCard | None = None,
+    force_spacing: bool = False,
 ) -> CaseReport:
-    """Read a case and judge it without a model; damage is told, never raised.
+    """Read a case and judge it; damage and too little memory are told, never raised.
+
+    Whatever keeps a case from being segmented is an error here too.
 
     Args:
         case: to be read.
         convention: of its label map; None takes what names and dataset.json imply.
-        tolerated: modalities that may be missing.
+        card: of the model that it is meant for; None for any of four modalities at 1 mm.
+        force_spacing: take a spacing that is not the model's, with a warning.
     """
-    findings = [
-        warning("missing", f"no {name} image; the model does without it", name)
-        if name in tolerated
-        else error("missing", f"no {name} image", name)
-        for name in MODALITIES
-        if name not in case.images
-    ]
+    try:
+        return _examine(case, convention, card, force_spacing)
+    except MemoryError:
+        text = "too little memory to look at it; close other programs, or crop the images"
+        found = (error("memory", text),)
+        return CaseReport(case, {}, None, convention or case.convention, found)
+
+
+def _examine(
+    case: Case, convention: Convention | None, card: ModelCard | None, force_spacing: bool
+) -> CaseReport:
+    findings = _missing(case, card)
     looks: dict[str, Look] = {}
     with ThreadPoolExecutor(max(1, len(case.images))) as pool:
         seen = pool.map(look_at, case.images, case.images.values())
@@ -83,7 +97,7 @@ def examine(
     findings += _same_images(case, facts)
     apart = _grids(case, facts)
     findings += apart
-    findings += _spacing(facts)
+    findings += _grid(case, facts, card, force_spacing)
     on_one_grid = {} if apart else looks
     labels = look_at_labels(case, on_one_grid, convention)
     findings += _brains(on_one_grid)
@@ -91,6 +105,20 @@ def examine(
     findings += labels.findings
     findings += _unused(case)
     return CaseReport(case, facts, labels.facts, convention or case.convention, tuple(findings))
+
+
+def _missing(case: Case, card: ModelCard | None) -> list[Finding]:
+    """Modalities that the model, or without one any model, looks for."""
+    wanted = card.modalities if card is not None else MODALITIES
+    there = any(name in case.images for name in wanted)
+    tolerated = card.tolerates_missing if card is not None and there else ()
+    return [
+        warning("missing", f"no {name} image; the model does without it", name)
+        if name in tolerated
+        else error("missing", f"no {name} image", name)
+        for name in wanted
+        if name not in case.images
+    ]
 
 
 def _same_images(case: Case, images: Mapping[str, Facts]) -> list[Finding]:
@@ -145,21 +173,41 @@ def _difference(case: Case, images: Mapping[str, Facts], name: str, other: str) 
     return ""
 
 
-def _spacing(images: Mapping[str, Facts]) -> list[Finding]:
+def _grid(
+    case: Case, images: Mapping[str, Facts], card: ModelCard | None, force_spacing: bool
+) -> list[Finding]:
+    """What is odd about where the voxels lie, told once for all images."""
     found: dict[str, Finding] = {}
-    for facts in images.values():
-        grid = facts.grid
-        if max(abs(size - 1) for size in grid.spacing) > SPACING_TOLERANCE:
-            shown = "x".join(f"{size:.3g}" for size in grid.spacing)
-            text = f"spacing {shown} mm, BraTS models expect 1x1x1; resample the case"
-            found.setdefault(text, warning("spacing", text))
-        directions = np.abs(grid.affine[:3, :3]) / np.array(grid.spacing)
+    for name, facts in images.items():
+        one = _spacing(case.images[name].path, facts.grid, card, force_spacing)
+        try:
+            check_depth(case.images[name].path, facts.grid)
+        except InputError as refused:
+            one.append(error("single-slice", f"{refused.found}; {refused.remedy}"))
+        directions = np.abs(facts.grid.affine[:3, :3]) / np.array(facts.grid.spacing)
         cosine = float(directions.max(axis=0).min())
         if cosine < _OBLIQUE:
             angle = np.degrees(np.arccos(min(1.0, cosine)))
             text = f"axes turned by {angle:.0f} degrees from the anatomical ones; reorient the case"
-            found.setdefault(text, warning("oblique", text))
+            one.append(warning("oblique", text))
+        for finding in one:
+            found.setdefault(finding.text, finding)
     return list(found.values())
+
+
+def _spacing(path: Path, grid: Grid, card: ModelCard | None, force: bool) -> list[Finding]:
+    """Held against the model's, or else against BraTS's."""
+    if card is not None:
+        try:
+            return [warning("spacing", text) for text in check_spacing(path, grid, card, force)]
+        except InputError as refused:
+            text = f"{refused.found}, expected {refused.expected}; {refused.remedy}"
+            return [error("spacing", text)]
+    if max(abs(size - 1) for size in grid.spacing) > SPACING_TOLERANCE:
+        shown = "x".join(f"{size:.3g}" for size in grid.spacing)
+        text = f"spacing {shown} mm, BraTS models expect 1x1x1; resample the case"
+        return [warning("spacing", text)]
+    return []
 
 
 def _brains(looks: Mapping[str, Look]) -> list[Finding]:

@@ -1,5 +1,6 @@
 """One image by itself: what is in the file, and what is odd about its intensities."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from nibabel.orientations import aff2axcodes
 
 from runtime.case import Source
 from runtime.doctor.findings import Finding, error, warning
-from runtime.errors import InputError
+from runtime.errors import ComputeError, InputError
 from runtime.grid import Grid
 from runtime.nifti import read_image
 from runtime.preprocess import MAX_BRAIN
@@ -101,6 +102,8 @@ def look_at(modality: str, source: Source) -> Look | Finding:
         image, grid = read_image(source)
     except InputError as refused:
         return error("unreadable", str(refused), modality)
+    except ComputeError as refused:
+        return error("memory", str(refused), modality)
     voxels = image.voxels
     background = _background(voxels)
     brain = voxels != background
@@ -126,6 +129,11 @@ def look_at(modality: str, source: Source) -> Look | Finding:
     sampled, inside = voxels[thin], brain[thin]
     centre, spread = (mean, std) if background == 0 else _moments(voxels[brain])
     findings = [warning("corrected", f"{modality}: {text}", modality) for text in image.warnings]
+    # What `preprocess.prepare` adds up: deviations from the mean, those of the zeros among them.
+    zeros = voxels.size - counted.size
+    if not math.isfinite(counted.size * std * std + zeros * mean * mean):
+        text = f"{modality} has intensities too large to be added up; export it again"
+        findings.append(error("too-large", text, modality))
     findings += _intensities(modality, facts, sampled[inside], centre, spread)
     with np.errstate(over="ignore", invalid="ignore"):
         scores = (sampled - centre) / (spread or 1.0)

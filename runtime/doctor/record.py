@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import check_writable, unwritable, write_json
+from runtime.case import Case, holds_images
 from runtime.doctor.dataset import totals
 from runtime.doctor.examine import CaseReport
 from runtime.doctor.findings import Finding
@@ -19,12 +21,16 @@ SCHEMA: Final = 1
 _COMMAND: Final = "brats-infer --check"
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
     """Look at the place of the record before any case is read.
 
+    Args:
+        path: of the record.
+        cases: nothing is written into their folders.
+
     Raises:
-        UsageError: a file that this command did not write lies there, or the name is an image's or
-            one that would describe a data set.
+        UsageError: a file that this command did not write lies there, the name is an image's or one
+            that would describe a data set, or the place is inside the folder of a case.
         OutputError: it is a folder, or cannot be written.
     """
     if path.is_dir():
@@ -38,7 +44,21 @@ def check_place(path: Path) -> None:
             expected="a name for the findings, such as check.json",
             remedy="choose another name",
         )
+    target = Path(os.path.realpath(path.parent))
+    folders = {
+        Path(os.path.realpath(file.parent))
+        for case in cases
+        for file in (case.labels, *(source.path for source in case.images.values()))
+        if file is not None
+    }
     try:
+        if not folders.isdisjoint((target, *target.parents)) or holds_images(target):
+            raise UsageError(
+                path,
+                found="a place inside the folder of a case",
+                expected="a name for the findings outside of the cases",
+                remedy="choose another folder",
+            )
         if path.exists() and not (path.is_file() and _is_ours(path)):
             raise UsageError(
                 path,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from runtime.case import Case, Source
 from runtime.doctor.findings import Finding, error, warning
 from runtime.doctor.images import Look
-from runtime.errors import InputError
+from runtime.errors import ComputeError, InputError
 from runtime.grid import check_same_grid
 from runtime.labels import Convention, LabelMap
 from runtime.nifti import read_image
@@ -62,8 +62,9 @@ def look_at_labels(
         return seen
     try:
         image, grid = read_image(Source(case.labels))
-    except InputError as refused:
-        seen.findings.append(error("labels-unreadable", str(refused)))
+    except (InputError, ComputeError) as refused:
+        code = "labels-unreadable" if isinstance(refused, InputError) else "memory"
+        seen.findings.append(error(code, str(refused)))
         return seen
     seen.findings += [
         warning("labels-corrected", f"the label map {case.labels.name}: {text}")
@@ -83,8 +84,9 @@ def look_at_labels(
     else:
         try:
             truth = load_truth(case, None, convention, "--truth-labels")
-        except InputError as refused:
-            seen.findings.append(error("labels-values", str(refused)))
+        except (InputError, ComputeError) as refused:
+            code = "labels-values" if isinstance(refused, InputError) else "memory"
+            seen.findings.append(error(code, str(refused)))
     if not np.any(values):
         text = f"the label map {case.labels.name} is empty; is there no tumour?"
         seen.findings.append(warning("labels-empty", text))
