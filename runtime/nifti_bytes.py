@@ -11,6 +11,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ _MAX_PADDING: Final = 1 << 20
 _MAX_RATIO: Final = 1032
 _MAX_GROWTH: Final = 8
 _PART: Final = 1 << 19
-_START: Final = 1 << 16
+# What may stand before the deflated bytes of a gzip stream, extra fields of 64 KiB included.
+_START: Final = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,10 @@ def _read_stored(path: Path) -> Stored:
     if len(stored) != size or not stored.startswith(start):
         remedy = "wait until it is written, and run again"
         raise damaged(path, "a file that changes while it is read", remedy)
-    digest = hashlib.sha256(stored).hexdigest()
-    raw = _content(path, stored, header)
+    # Beside the inflating, where a core is free for it.
+    with ThreadPoolExecutor(1) as hasher:
+        digest = hasher.submit(lambda: hashlib.sha256(stored).hexdigest())
+        raw = _content(path, stored, header)
     warnings = [*header.warnings]
     compressed = stored[:2] == _GZIP_MAGIC
     if compressed != path.name.lower().endswith(".gz"):
@@ -97,7 +101,7 @@ def _read_stored(path: Path) -> Stored:
         warnings.append(f"{len(raw) - header.end} bytes after its voxels were left aside")
     if not _extensions_fit(header, raw):
         warnings.append("its header extensions are unreadable and were left aside")
-    return Stored(replace(header, warnings=()), raw, digest, tuple(warnings))
+    return Stored(replace(header, warnings=()), raw, digest.result(), tuple(warnings))
 
 
 def stored_digest(path: Path) -> str:

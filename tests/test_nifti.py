@@ -387,7 +387,7 @@ def test_too_little_memory_names_the_file(
     place = {
         "inflate": (nifti_bytes.np, "empty"),
         "voxels": (nifti, "_scaled"),
-        "finite": (nifti.np, "dot"),
+        "finite": (nifti, "_check_finite"),
     }[step]
     monkeypatch.setattr(*place, none_left)
     for attempt in (partial(read, path), partial(load_label_map, path)):
