@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -172,7 +172,8 @@ def write_phantom(
     files = phantom_files(out, case)
     phantom = phantom_case(seed, case, shape, enhancement)
     truth = to_convention(phantom.labels, Convention.BRATS2020)
-    for name, voxels in {**phantom.images, "seg": truth}.items():
+    stored: dict[str, npt.NDArray[Any]] = {**phantom.images, "seg": truth}
+    for name, voxels in stored.items():
         # Truth is not a prediction of ours, so that it goes without that mark.
         write_image(files[name], voxels, phantom.grid, PHANTOM_MARK)
     return files["seg"].parent
