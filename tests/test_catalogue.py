@@ -20,6 +20,8 @@ from tests.catalogue.table import README, ROWS, text
 
 # What the healthy case itself is told: a volume this small is mostly brain.
 ANYWAY: tuple[str, ...] = ()
+# What `brats-infer --check` reads, too.
+CHECKED = ("Files", "Headers", "Cases", "Labels")
 
 
 def run(made: Scene, command: str) -> int:
@@ -75,6 +77,8 @@ def test_each_row(
     with contextlib.ExitStack() as around:
         for manager in made.around:
             around.enter_context(manager)
+        if row.area in CHECKED and row.command != "read":
+            check_doctor(row, made, capsys)
         reported = row.outcome == "corrected" and row.command == "infer"
         code = run(made, "corrected" if reported else row.command)
     told = capsys.readouterr().err
@@ -101,6 +105,33 @@ def test_each_row(
         turned = made.turn(labels) if made.turn else labels
         np.testing.assert_array_equal(turned, healthy)
     assert b"Jane Doe" not in b"".join(unpacked(path) for path in made.out.glob("*.nii.gz"))
+
+
+def check_doctor(row: Row, made: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """What keeps a case from being segmented or scored is an error of the check, and nothing else
+    is: who mends what it finds has a data set that runs.
+    """
+    record = made.root / "check.json"
+    truth = made.path("seg")
+    stored = truth.read_bytes() if row.command == "infer" and truth.exists() else None
+    if stored is not None:
+        truth.unlink()  # it lies where the images lay before the row moved them
+    flags = ["--check", "--json", str(record), "--model", str(made.model)]
+    code = infer([str(made.given), *flags, *made.flags])
+    if stored is not None:
+        truth.write_bytes(stored)
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert "\x1b" not in told
+    assert code == (3 if row.outcome == "error" else 0), told
+    if record.exists():
+        found = json.loads(record.read_text())["data_set"]
+        assert bool(found["with_errors"]) == (row.outcome == "error"), told
+        assert found["with_warnings"] or row.outcome != "corrected", told
+    else:
+        assert row.name in ("a folder without images",)
+    if row.outcome == "corrected":
+        assert "warning: " in told
 
 
 def check_error(row: Row, made: Scene, told: str) -> None:

@@ -12,6 +12,7 @@ from runtime.doctor.dataset import totals
 from runtime.doctor.examine import CaseReport
 from runtime.doctor.findings import Finding, Severity, in_short
 from runtime.labels import MODALITIES
+from runtime.printable import printable
 
 FEW: Final = 5
 """So many cases are shown with a table each."""
@@ -32,7 +33,7 @@ class CheckView:
         self._console = console
         self._loud = Console(stderr=True, soft_wrap=True) if console.quiet else console
         self._many = len(case_ids) > FEW
-        self._width = min(_LONGEST_ID, max(map(len, case_ids), default=0))
+        self._width = min(_LONGEST_ID, max((len(printable(one)) for one in case_ids), default=0))
 
     def problem(self, text: str) -> None:
         """Files of which no case could be made."""
@@ -56,7 +57,7 @@ class CheckView:
             self._console.print()
 
     def problem_of(self, case_id: str, finding: Finding) -> None:
-        text = f"{case_id} {finding.severity}: {finding.text}"
+        text = printable(f"{case_id} {finding.severity}: {finding.text}")
         self._loud.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def data_set(
@@ -83,7 +84,7 @@ class CheckView:
             worst, style = "warning", "yellow"
         line = Text.assemble(
             (f"{worst:<8}", style),
-            f"{_cut(report.case.case_id):<{self._width}}  ",
+            f"{_cut(printable(report.case.case_id)):<{self._width}}  ",
             (f"{_content(report)}  ", "dim"),
             # Errors follow in full.
             (in_short(report.of(Severity.WARNING)), "yellow"),
@@ -95,12 +96,12 @@ class CheckView:
 
     def _finding(self, finding: Finding, indent: int = 2) -> None:
         style = _STYLES[finding.severity]
-        head = f"{finding.severity}: "
+        head, told = f"{finding.severity}: ", printable(finding.text)
         if not self._console.is_terminal:
-            self._console.print(Text(" " * indent + head + finding.text, style), soft_wrap=True)
+            self._console.print(Text(" " * indent + head + told, style), soft_wrap=True)
             return
         row = Table.grid()
-        row.add_row(Text(head, style), Text(finding.text, style, overflow="fold"))
+        row.add_row(Text(head, style), Text(told, style, overflow="fold"))
         self._console.print(Padding(row, (0, 0, 0, indent)))
 
 
@@ -111,7 +112,7 @@ def _heading(report: CaseReport) -> Text:
         text += f", labels {report.convention or 'of no known numbering'}"
     if report.labels is not None:
         text += f" ({_values(report)} {report.labels.dtype})"
-    return Text.assemble((case.case_id, "bold"), (text, "dim"))
+    return Text.assemble((printable(case.case_id), "bold"), (text, "dim"))
 
 
 def _table(report: CaseReport) -> Table:

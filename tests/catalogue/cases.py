@@ -1,5 +1,6 @@
 """Rows: cases whose files do not belong together or hold no brain, and label maps that are none."""
 
+import gzip
 import shutil
 import struct
 from pathlib import Path
@@ -123,6 +124,13 @@ CASES: list[Row] = [
         "Cases", "the same bytes under two modalities",
         lambda s: shutil.copy(s.path("t1"), s.path("t1ce")), "X_t1ce.nii.gz", "same bytes",
     ),
+    error(
+        "Cases", "the same image under two modalities, packed anew",
+        lambda s: s.path("t1ce").write_bytes(
+            gzip.compress(gzip.decompress(s.path("t1").read_bytes()), 9)
+        ),
+        "X_t1ce.nii.gz", "same voxels",
+    ),
     error("Cases", "one modality each of four patients", other_patients, str(Path("data", "X"))),
     error(
         "Cases", "another shape", lambda s: s.put(voxels_of("t1")[:-1]), T1, "shape 35x32x20",
@@ -135,6 +143,10 @@ CASES: list[Row] = [
     error("Cases", "NaN in 10% of the voxels", setting(np.nan, 0.1), T1, "2304 voxels"),
     error("Cases", "an infinite voxel", setting(-np.inf), T1, "1 voxels that are NaN or infinite"),
     error("Cases", "a voxel of 1e300", lambda s: setting_64(s, 1e300), T1, "too large"),
+    error(
+        "Cases", "voxels of about 1e154",
+        with_voxels(lambda v: v * 1e152, "float64", every=True), "X_flair.nii.gz", "too large",
+    ),
     error("Cases", "a modality of zeros", with_voxels(np.zeros_like), T1, "an image of zeros"),
     error(
         "Cases", "a case of zeros", with_voxels(lambda v: np.zeros_like(v), every=True),

@@ -8,7 +8,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pytest
 
 from tests.catalogue.scene import (
     LPS,
@@ -17,6 +16,7 @@ from tests.catalogue.scene import (
     Scene,
     accepted,
     corrected,
+    denied,
     error,
     voxels_of,
 )
@@ -67,10 +67,13 @@ def in_place_of(make: Any) -> Any:
     return spoil
 
 
-def without_rights(s: Scene) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("the superuser can read everything")
-    s.path().chmod(0)
+def beside(s: Scene, name: str) -> None:
+    """A second case, of other voxels, in a folder of both, which is what is given."""
+    (s.root / "data" / name).mkdir()
+    for path in s.case.iterdir():
+        target = s.root / "data" / name / path.name.replace("X", name, 1)
+        target.write_bytes(path.read_bytes())
+    s.given = s.root / "data"
 
 
 def named(prefix: str) -> Any:
@@ -116,7 +119,25 @@ FILES: list[Row] = [
         "Files", "a loop of symbolic links", in_place_of(lambda p: p.symlink_to(p)), T1, "symbolic"
     ),
     error("Files", "a link to nothing", in_place_of(lambda p: p.symlink_to("gone")), T1, "No such"),
-    error("Files", "a file that may not be read", without_rights, T1, "Permission denied"),
+    error("Files", "a file that may not be read", denied("open", T1), T1, "Permission denied"),
+    error("Files", "a folder that may not be listed", denied("scandir", "X"), "Permission denied"),
+    error(
+        "Files",
+        "a folder that may not be listed, one of many",
+        lambda s: (beside(s, "Y"), denied("scandir", "X")(s)),
+        "X: found Permission denied",
+        "1 of 2 cases failed",
+        code=6,
+    ),
+    error(
+        "Files",
+        "a stray file with a number beside others",
+        lambda s: (beside(s, "Y"), (s.case / "scan_0001.nii.gz").write_bytes(b"?")),
+        "numbered channels (scan)",
+        "--channels",
+        "1 of 3 cases failed",
+        code=6,
+    ),
     accepted("Files", "a name that is not ASCII", named("Größe 脳")),
     accepted("Files", "a name with spaces", named("a case of two words")),
     accepted("Files", "a name with a leading dash", named("-rf")),

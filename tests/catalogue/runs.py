@@ -1,20 +1,17 @@
 """Rows: model directories that are not as they were exported, and runs that cannot end well."""
 
-import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
-import pytest
 
 from runtime.lock import only_writer
 from runtime.manifest import MANIFEST
 from runtime.model_dir import CARD, ONNX_FP32, PARITY
-from tests.catalogue.scene import Row, Scene, error, voxels_of
+from tests.catalogue.scene import Row, Scene, error, patched, voxels_of
 
 ANY_MODEL = ("--uncertified",)
 
@@ -72,6 +69,10 @@ def other_card(data: bytes) -> bytes:
     return json.dumps(json.loads(data) | {"schema": 99}).encode()
 
 
+def vast_card(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"patch": [1 << 20] * 3}).encode()
+
+
 MODELS: list[Row] = [
     error("Models", "a truncated network", file_of(ONNX_FP32, lambda d: d[:-9]), ONNX_FP32),
     error("Models", "one flipped bit in the network", file_of(ONNX_FP32, flipped), ONNX_FP32),
@@ -85,6 +86,10 @@ MODELS: list[Row] = [
         "schema 99",
     ),
     error(
+        "Models", "a card with windows of 2^60 voxels", file_of(CARD, vast_card, vouched=True),
+        CARD, "134217728 voxels",
+    ),
+    error(
         "Models", "a network that is none",
         file_of(ONNX_FP32, lambda d: b"no" * 99, vouched=True), ONNX_FP32,
     ),
@@ -94,18 +99,6 @@ MODELS: list[Row] = [
     error("Models", "a network of other channels", graph(of_one_channel), ONNX_FP32),
     error("Models", "no model directory", lambda s: s.flags.extend(["--model", "none"]), "none"),
 ]  # fmt: skip
-
-
-def patched(target: Any, name: str, value: Any) -> Any:
-    """While the command runs, something of the system is another."""
-
-    @contextlib.contextmanager
-    def around() -> Iterator[None]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(target, name, value)
-            yield
-
-    return lambda s: s.around.append(around())
 
 
 def failing(number: int) -> Any:
@@ -165,6 +158,10 @@ RUNS: list[Row] = [
     error("Runs", "somebody else's file in the way", earlier("X_seg.nii.gz", b"theirs"),
           "did not write", code=2),
     error("Runs", "a patch that the network cannot take", too_large_a_batch, "--patch", code=2),
+    error("Runs", "a patch of 2^60 voxels",
+          lambda s: s.flags.extend(["--patch", "1048576,1048576,1048576"]), "--patch", code=2),
+    error("Runs", "a thousand million threads",
+          lambda s: s.flags.extend(["--threads", "1000000000"]), "1 to 1024", code=2),
     error("Runs", "a backend that is not here", lambda s: s.flags.extend(["--backend", "trt"]),
           "--backend trt", code=4),
 ]  # fmt: skip

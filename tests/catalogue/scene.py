@@ -1,9 +1,12 @@
 """A healthy case, a model and an output folder, for a row of the catalogue to spoil."""
 
+import contextlib
+import errno
 import gzip
+import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +14,7 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from runtime.labels import MODALITIES
 from runtime.manifest import MANIFEST, manifest_of
@@ -127,6 +131,32 @@ def scene(root: Path, model: Path) -> Scene:
         made.put(voxels_of(modality), modality)
     made.write(nifti(truth()), "seg")
     return made
+
+
+def patched(target: Any, name: str, value: Any) -> Callable[[Scene], None]:
+    """While the command runs, something of the system is another."""
+
+    @contextlib.contextmanager
+    def around() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(target, name, value)
+            yield
+
+    return lambda s: s.around.append(around())
+
+
+def denied(call: str, name: str) -> Callable[[Scene], None]:
+    """A call of the system that is refused for one name, as to a user without rights; root has all
+    of them, so that permissions alone would not do.
+    """
+    real = getattr(os, call)
+
+    def refuse(path: Any = ".", *args: Any, **how: Any) -> Any:
+        if isinstance(path, str | Path) and Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **how)
+
+    return patched(os, call, refuse)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ written. *Corrected* input is segmented as what it can only mean, with a warning
 the sidecar and in the report. *Accepted* input is what it should be, and comes out as the healthy
 case does.
 
+Of files, headers, cases and labels, `brats-infer --check` says the same: whatever is an error here
+is one of its own, exit code 3, and whatever is corrected is a warning.
+
 Exit codes: 2 usage, 3 bad input, 4 backend unavailable, 6 some cases of several failed, 7 output
 cannot be written, 130 interrupted. Written by `python -m tests.catalogue.table`.
 """
