@@ -146,7 +146,8 @@ def too_large_a_batch(s: Scene) -> None:
 
 RUNS: list[Row] = [
     error("Runs", "a full disk", patched(os, "fsync", failing(errno.ENOSPC)), "No space", code=7),
-    error("Runs", "a disk that fails", patched(os, "fsync", failing(errno.EIO)), "Input/output error", code=7),
+    error("Runs", "a disk that fails", patched(os, "fsync", failing(errno.EIO)), "output error",
+          code=7),
     error("Runs", "an output folder that cannot be made", output_below_a_file, "file", code=7),
     error("Runs", "a read-only file system", patched(Path, "touch", failing(errno.EROFS)),
           "Read-only", code=7),
