@@ -176,10 +176,9 @@ def _cases_in(
     if root.is_file():
         check_four_d(root)
         return [_four_d_case(root, channels)]
-    if (root / "imagesTr").is_dir() or (root / "imagesTs").is_dir():
-        folders = [folder for name in ("imagesTr", "imagesTs") if (folder := root / name).is_dir()]
-    else:
-        folders = [root]
+    # Not `Path.is_dir`, which raises where a folder may not be entered: listing it says so.
+    parts = [root / name for name in ("imagesTr", "imagesTs") if os.path.isdir(root / name)]
+    folders = parts or [root]
     cases: list[Case] = []
     unnamed: list[UsageError] = []
     for folder in folders:

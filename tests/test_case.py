@@ -614,3 +614,22 @@ def test_a_damaged_description_ends_no_cohort(tmp_path: Path) -> None:
     problems: list[InputError] = []
     assert [case.case_id for case in find_cases(tmp_path, problems=problems)] == ["A"]
     assert [problem.where for problem in problems] == [str(tmp_path / "one" / "dataset.json")]
+
+
+def test_a_folder_without_any_rights_is_named_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what is in it can be looked at nor itself be listed."""
+    named(tmp_path, "A")
+    unlistable(monkeypatch, tmp_path / "A")
+    looked = os.stat
+
+    def refuse(path: object, *args: object, **how: object) -> object:
+        if isinstance(path, str | Path) and Path(path).parent == tmp_path / "A":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return looked(path, *args, **how)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(InputError, match="Permission denied") as caught:
+        find_cases(tmp_path / "A")
+    assert caught.value.where == str(tmp_path / "A")

@@ -1,6 +1,8 @@
 """brats-eval from its command line: what it writes, prints, refuses, and leaves with."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +282,23 @@ def test_plots_without_matplotlib(
     assert run(predictions, truth, "--plots", tmp_path / "plots", "--quiet") == 2
     assert "brats-deploy[plots]" in one_sentence(capsys)
     assert not (tmp_path / "plots").exists()
+
+
+def test_truth_in_a_folder_that_cannot_be_listed_is_not_left_out(
+    predictions: Path,
+    truth: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Scores of the others alone would be called those of the data set."""
+    hidden = truth / "B"
+    listed = os.scandir
+
+    def refuse(path: Path | str = ".") -> object:
+        if Path(path) == hidden:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert run(predictions, truth) == 3
+    assert f"{hidden}: found Permission denied" in one_sentence(capsys)

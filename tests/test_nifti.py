@@ -154,8 +154,10 @@ def test_a_gzip_without_its_last_bytes_is_noticed(tmp_path: Path, packed: bytes,
     """All voxels are there; only the checksum and the length are not."""
     path = tmp_path / "X_t1.nii.gz"
     path.write_bytes(packed[:-lost])
-    with pytest.raises(InputError, match="gzip"):
+    with pytest.raises(InputError) as caught:
         read(path)
+    # Not in the whole sentence: the folder of this test has "gzip" in its name.
+    assert "gzip stream" in caught.value.found
 
 
 @pytest.mark.parametrize("position", [-1, -4, -5, -8])

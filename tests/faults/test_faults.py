@@ -188,8 +188,11 @@ FAULTS = (
     Fault(
         "truncated-gzip-accepted",
         "runtime/nifti_bytes.py",
-        "        raise _damaged_stream(path, error) from error\n    return room[:size]",
-        "        del error\n    return room[:size]",
+        "            while count := stream.readinto(room[size : size + _PART]):\n"
+        "                size += count\n",
+        "            data = isal_zlib.decompressobj(wbits=31).decompress(stored, len(room))\n"
+        "            size = len(data)\n"
+        "            room[:size] = data\n",
         "tests/test_nifti.py::test_a_gzip_without_its_last_bytes_is_noticed[4]",
     ),
     Fault(
