@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from export.half_weights import is_halved
+from export.modes import mean_over
 from runtime import DISCLAIMER
 from runtime.atomic import write_bytes, write_json, write_text
 from runtime.atomic_directory import replace_directory
 from runtime.manifest import MANIFEST, manifest_of
-from runtime.model_dir import BUILT_IN, CARD, ONNX_FP32, PARITY, ModelDir
+from runtime.model_dir import BUILT_IN, CARD, ONNX_FP32, ONNX_INT8, PARITY, ModelDir
 from runtime.naming import patient_of
 
 BAR: Final = 0.72
@@ -106,6 +107,7 @@ def page(figures: Mapping[str, Any], card: Mapping[str, Any]) -> str:
                 f"{name} {lesions[name]['lesion_dice']['mean']:.3f}" for name in REGIONS
             ),
             rule=rule(card),
+            modes=modes(figures["modes"]),
             without=table_of_means(figures["without_rule"]),
             looked=looked(figures["earlier_mean_dice"]),
             patch="x".join(map(str, card["patch"])),
@@ -198,7 +200,9 @@ def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
     there = out / FIGURES
     if there.is_file():
         before = mean_dice(json.loads(there.read_text())["scores"]["brats2020"])
-        if mean <= before:
+        # The same weights may come with more than before: modes, and the graphs of those.
+        same = json.loads(there.read_text())["model_sha256"] == model.hashes[ONNX_FP32]
+        if mean <= before and not (same and model.certificate.get("modes")):
             raise SystemExit(f"mean Dice {mean:.4f}, expected more than the {before:.4f} of {out}")
     if model.verdict(ONNX_FP32) != "pass":
         raise SystemExit(f"{model_dir}: the certificate does not pass")
@@ -219,10 +223,11 @@ def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
         "without_rule": {name: raw["summary"][name]["dice"]["mean"] for name in REGIONS},
         "earlier_mean_dice": [mean_dice(scores) for scores in before_it],
         "model_sha256": model.hashes[ONNX_FP32],
+        "modes": [_mode(entry) for entry in model.certificate.get("modes", [])],
     }
 
     def fill(directory: Path) -> None:
-        for name in (ONNX_FP32, CARD, PARITY):
+        for name in (*({ONNX_INT8} & set(model.hashes)), ONNX_FP32, CARD, PARITY):
             write_bytes(directory / name, model.read(name))
         write_json(directory / FIGURES, figures)
         write_text(directory / "README.md", page(figures, card))
@@ -231,6 +236,38 @@ def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
 
     replace_directory(out, fill, owned_by=MANIFEST)
     return mean
+
+
+def _mode(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a certificate says of a mode, in a few numbers."""
+    scored = [case["dice_to_truth"] for case in entry["cases"]]
+    means = {
+        way: {name: mean_over(scored, way, name) for name in REGIONS} for way in ("exact", "mode")
+    }
+    names = ("quality", "verdict", "times_faster")
+    return {name: entry[name] for name in names} | {"cases": len(scored), "dice": means}
+
+
+def modes(found: Sequence[Mapping[str, Any]]) -> str:
+    """A paragraph and a table on the faster modes; empty without any."""
+    if not found:
+        return ""
+    rows = [["quality", "Dice WT / TC / ET", "times faster"], ["---", "---", "---:"]]
+    rows.append(["`exact`", _regions(found[0]["dice"]["exact"]), "1"])
+    for one in found:
+        rows.append(
+            [f"`{one['quality']}`", _regions(one["dice"]["mode"]), f"{one['times_faster']:.1f}"]
+        )
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return (
+        "\n## Faster\n\n`brats-infer --quality balanced` takes one window over the whole brain box "
+        f"in fp32, `fast` the same in int8. Certified on {found[0]['cases']} cases that chose the "
+        f"epoch (so that the Dice itself flatters), on two CPU cores:\n\n{lines}\n"
+    )
+
+
+def _regions(scores: Mapping[str, float]) -> str:
+    return " / ".join(f"{scores[name]:.4f}" for name in REGIONS)
 
 
 def looked(earlier: Sequence[float]) -> str:

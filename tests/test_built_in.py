@@ -26,6 +26,7 @@ from runtime.cli.infer import main
 from runtime.labels import MODALITIES, Convention
 from runtime.metrics import PROFILES, score_case
 from runtime.model_dir import BUILT_IN, ModelDir, foreign_files
+from runtime.modes import certified
 from runtime.truth import load_truth, read_labels
 
 pytestmark = pytest.mark.skipif(
@@ -45,7 +46,7 @@ def figures() -> Any:
 def test_it_is_whole_and_holds_nothing_else() -> None:
     model = ModelDir.open(BUILT_IN)
     assert set(model.hashes) == {
-        *("model.onnx", "card.json", "parity.json"),
+        *("model.onnx", "model.int8.onnx", "card.json", "parity.json"),
         *(FIGURES, "README.md", "LICENSE-WEIGHTS"),
     }
     for name in model.hashes:
@@ -70,11 +71,28 @@ def test_it_is_certified_on_real_cases() -> None:
     assert model.certificate["verdict"] == "pass"
     assert model.verdict("model.onnx") == "pass"
     assert model.certificate["source"] == "data"
-    assert {one["arithmetic"] for one in model.certificate["artefacts"]} == {
-        "fp32, weights stored in fp16"
-    }
+    assert model.verdict("model.int8.onnx") == "pass"
+    assert {
+        one["arithmetic"] for one in model.certificate["artefacts"] if one["file"] == "model.onnx"
+    } == {"fp32, weights stored in fp16"}
     ids = {case["case_id"] for case in model.certificate["cases"]}
     assert ids <= set(json.loads(model.read(FIGURES))["split"]["validation"])
+
+
+def test_its_faster_modes_are_certified_on_cases_that_changed_no_weight(figures: Any) -> None:
+    model = ModelDir.open(BUILT_IN)
+    assert [mode.quality for mode in certified(model)] == ["exact", "balanced", "fast"]
+    for entry in model.certificate["modes"]:
+        ids = {case["case_id"] for case in entry["cases"]}
+        assert len(ids) >= 3
+        assert ids <= set(figures["split"]["validation"])
+    (int8,) = {
+        json.dumps(one["calibration"])
+        for one in model.certificate["artefacts"]
+        if one["file"] == "model.int8.onnx"
+    }
+    calibrated = {case["case_id"] for case in json.loads(int8)["cases"]}
+    assert calibrated <= set(figures["split"]["train"])
 
 
 def test_it_was_scored_on_cases_that_took_no_part(figures: Any) -> None:
@@ -149,7 +167,7 @@ def test_its_terms_name_cases_papers_and_limits(figures: Any) -> None:
 
 def test_no_path_of_a_machine_is_in_it() -> None:
     for name in ModelDir.open(BUILT_IN).hashes:
-        if name != "model.onnx":
+        if not name.endswith(".onnx"):
             assert not re.search(r"/(work|home|root|tmp)\b", (BUILT_IN / name).read_text())
 
 
