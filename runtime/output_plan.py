@@ -199,8 +199,11 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
 
 
 def _terms(settings: dict[str, Any]) -> dict[str, Any]:
-    """What shapes a label map; probabilities are written beside it or not."""
-    return {name: value for name, value in settings.items() if name != "probabilities"}
+    """What shapes a label map: probabilities are written beside it or not, and a mode's name says
+    nothing that its terms do not.
+    """
+    beside = ("probabilities", "quality")
+    return {name: value for name, value in settings.items() if name not in beside}
 
 
 def _truth(case: Case, options: OutputOptions) -> dict[str, str | None] | None:
