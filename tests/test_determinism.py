@@ -24,6 +24,7 @@ from runtime.phantom import write_phantoms
 from runtime.segmenter import Segmenter, SegmentOptions
 
 ROOT = Path(__file__).parents[1]
+EXACTLY = SegmentOptions(quality="exact")
 RUN = "import sys; from runtime.cli.infer import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -75,7 +76,7 @@ def test_files_are_the_same_bytes_however_they_come_about(
     opened = open_backend(ModelDir.open(tiny_model), BackendOptions(backend=backend, threads=2))  # type: ignore[arg-type]
     try:
         jobs = plan_jobs(cases[::-1], OutputOptions(parts, resume=True))
-        outcomes = list(segment_cases(jobs, Segmenter(opened), resume=True))
+        outcomes = list(segment_cases(jobs, Segmenter(opened, EXACTLY), resume=True))
     finally:
         opened.close()
     assert sum(outcome.sidecar is None for outcome in outcomes) == 1
