@@ -68,6 +68,7 @@ def faults(bar: Bar) -> Row:
     calls = ", ".join(f"{count} {name}" for name, count in sorted(bar["operations"].items()))
     found = (
         f"{len(bar['partial'])} partial, {len(bar['untrue'])} sidecars untrue, "
+        f"{len(bar.get('lost', []))} earlier results lost, "
         f"{len(bar['wrong_codes'])} wrong exit codes, {len(bar['not_recovered'])} not recovered"
     )
     done = f"ENOSPC, EIO or kill at {bar['faults']} calls ({calls})"
