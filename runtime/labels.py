@@ -87,7 +87,7 @@ def to_convention(labels: LabelMap, convention: Convention) -> LabelMap:
     # Label by label is five times as fast as a table, and most of a label map is background.
     for label, value in _TO_DISK[convention].items():
         if value != label:
-            numbered[labels == label] = value
+            numbered[labels == int(label)] = value  # beside an enumeration's NumPy compares 8 bytes
     return numbered
 
 
@@ -138,6 +138,6 @@ def _reject(
 
 def regions_from_labels(labels: LabelMap) -> dict[str, npt.NDArray[np.bool_]]:
     """Binary masks of WT, TC and ET from network labels (uint8, any shape)."""
-    ncr, ed, et = (labels == label for label in (Label.NCR, Label.ED, Label.ET))
+    ncr, ed, et = (labels == int(label) for label in (Label.NCR, Label.ED, Label.ET))
     core = ncr | et
     return {"WT": core | ed, "TC": core, "ET": et}

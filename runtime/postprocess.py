@@ -24,7 +24,7 @@ def postprocess(
     if rule.min_component_mm3 > 0:
         labels = _without_small(labels, rule.min_component_mm3, voxel_mm3)
     if rule.min_et_mm3 > 0:
-        enhancing = labels == Label.ET
+        enhancing = labels == int(Label.ET)
         if 0 < np.count_nonzero(enhancing) * voxel_mm3 < rule.min_et_mm3:
             labels = labels.copy(order="K")
             labels[enhancing] = Label.NCR

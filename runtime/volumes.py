@@ -22,8 +22,8 @@ def volumes_ml(
     Returns:
         ``{"labels": {"NCR", "ED", "ET"}, "regions": {"WT", "TC", "ET"}}`` in ml.
     """
-    # Seven times as fast as a histogram, which makes 8 bytes of each label first.
-    counts = {label: int(np.count_nonzero(labels == label)) for label in Label if label}
+    # A plain int: beside one of an enumeration NumPy compares 8 bytes of each voxel.
+    counts = {label: int(np.count_nonzero(labels == int(label))) for label in Label if label}
     each = voxel_ml(spacing)
     return {
         "labels": {label.name: count * each for label, count in counts.items()},
