@@ -7,19 +7,17 @@ compiled model confirms, and ONNX Runtime executes them in fp32 on the same roun
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any, Final
 
 import onnx
 
 from export.bisect import EVALUATIONS, Judgement, Kept, find_kept
 from export.calibrate import Calibration
+from export.cpu_backends import cpu_backends
 from export.int8 import QUANTIZED, quantize
 from export.parity import Candidate, CaseList, Gate, ParityCase, Reference, certify
 from export.precision import parts
 from runtime.backends import Backend, BackendInfo
-from runtime.backends.ort import OrtBackend
-from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_INT8, sha256_of
 
 # A step of int8 is 1/127 of a tensor's range; fp16's is 1/2048 of the value itself. Its label maps
@@ -27,8 +25,6 @@ from runtime.model_dir import ONNX_INT8, sha256_of
 _DICE: Final = 0.98
 _TRUTH: Final = 0.99
 _CHANGED: Final = 0.03
-Opener = Callable[[bytes, ModelCard, BackendInfo, int | None], Backend]
-"""Opener(model, card, info, threads): a CPU backend."""
 INTEGERS: Final = ("u8", "i8")
 """What OpenVINO calls the types of a convolution in int8."""
 
@@ -137,7 +133,7 @@ class _Evaluation:
         # Only convolutions are quantised; what opens a part without one has nothing to keep.
         opening = {node.name for node in model.graph.node if node.op_type in QUANTIZED}
         self.parts = [part for part in parts(model) if opening.intersection(part.nodes)]
-        self.runners = _runners()
+        self.runners = cpu_backends()
         self.entries: dict[frozenset[str], dict[str, Any]] = {}
         self._model = model
         self._reference = reference
@@ -190,14 +186,3 @@ def arithmetic_of(backend: Backend) -> str:
     counts: Mapping[str, int] = executed()
     integers = sum(counts.get(kind, 0) for kind in INTEGERS)
     return f"int8 in {integers} of {sum(counts.values())} convolutions, fp32 elsewhere"
-
-
-def _runners() -> list[tuple[str, Opener]]:
-    """The CPU backends that are here, the fastest first."""
-    found: list[tuple[str, Opener]] = [("ort", OrtBackend)]
-    # Not every machine that exports serves on its CPU.
-    if find_spec("openvino") is not None:
-        from runtime.backends.openvino import OpenVinoBackend
-
-        found.insert(0, ("openvino", OpenVinoBackend))
-    return found

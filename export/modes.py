@@ -3,15 +3,14 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
 
+from export.cpu_backends import cpu_backends
 from export.parity import ParityCase, Verdict, changed_labels
 from export.produce import Product
 from runtime.backends import Backend, BackendInfo
-from runtime.backends.ort import OrtBackend
 from runtime.errors import BratsError
 from runtime.labels import REGIONS, regions_from_labels
 from runtime.metrics import PROFILES, dice
@@ -144,15 +143,10 @@ def unseen(cases: Iterable[ParityCase], certificate: Mapping[str, Any]) -> Itera
 
 
 def _on_cpu(product: Product, file: str, precision: str, threads: int | None) -> Backend:
+    name, opener = cpu_backends()[0]
     data = product.files[file]
-    # The backend that serves on a CPU, where it is here.
-    if find_spec("openvino") is None:
-        info = BackendInfo("ort", "cpu", precision, file, sha256_of(data))
-        return OrtBackend(data, product.card, info, threads)
-    from runtime.backends.openvino import OpenVinoBackend
-
-    info = BackendInfo("openvino", "cpu", precision, file, sha256_of(data))
-    return OpenVinoBackend(data, product.card, info, threads)
+    info = BackendInfo(name, "cpu", precision, file, sha256_of(data))
+    return opener(data, product.card, info, threads)
 
 
 def _compared(case: ParityCase, expected: Prediction, found: Prediction) -> dict[str, Any]:

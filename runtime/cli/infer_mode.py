@@ -31,14 +31,7 @@ def check_mode_flags(options: "InferArgs") -> None:
             expected="one of the two: a budget chooses the quality",
             remedy="drop one",
         )
-    given = {
-        "--overlap": options.overlap is not None,
-        "--stride": options.stride is not None,
-        "--patch": options.patch is not None,
-        "--placement": options.placement != "fitted",
-        "--precision": options.precision != "auto",
-    }
-    wrong = [name for name, is_given in given.items() if is_given]
+    wrong = _own_terms(options)
     if by_mode and wrong:
         raise UsageError(
             " ".join(wrong),
@@ -46,6 +39,18 @@ def check_mode_flags(options: "InferArgs") -> None:
             expected="one of the two: a mode is certified with a precision and windows of its own",
             remedy=f"drop {flag} or {' '.join(wrong)}",
         )
+
+
+def _own_terms(options: "InferArgs") -> list[str]:
+    """The flags by which a user says himself what a mode would say."""
+    given = {
+        "--overlap": options.overlap is not None,
+        "--stride": options.stride is not None,
+        "--patch": options.patch is not None,
+        "--placement": options.placement != "fitted",
+        "--precision": options.precision != "auto",
+    }
+    return [flag for flag, is_given in given.items() if is_given]
 
 
 def how_to_run(
@@ -77,8 +82,7 @@ def how_to_run(
         force_spacing=options.force_spacing,
         postprocess=not options.no_postprocess,
     )
-    given = (options.overlap, options.stride, options.patch, options.placement, options.precision)
-    if given != (None, None, None, "fitted", "auto"):
+    if _own_terms(options):
         return wanted, segmenting
     mode = EXACT
     if options.budget is not None:
