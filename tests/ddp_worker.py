@@ -72,8 +72,11 @@ def train(world: World, frozen: bool) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     out, kind = Path(sys.argv[1]), sys.argv[2]
     here = place()
     with joined(here, torch.device("cpu")):
+        # Imports much of PyTorch, and only now: a run does so when its network is wrapped.
+        torch.use_deterministic_algorithms(True)
         torch.save(train(here, kind == "frozen"), out / f"rank{here.rank}.pt")
+    threads = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    (out / f"threads{here.rank}.txt").write_text("".join(threads))

@@ -43,6 +43,11 @@ def _torchrun(*command: str, processes: int = 2) -> subprocess.CompletedProcess[
 def _two(out: Path, kind: str) -> list[dict[str, torch.Tensor]]:
     done = _torchrun("-m", "tests.ddp_worker", str(out), kind)
     assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        # One that lives on may abort the process when the interpreter ends.
+        threads = (out / f"threads{rank}.txt").read_text()
+        assert "python" in threads
+        assert "gloo" not in threads
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

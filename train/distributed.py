@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from time import sleep
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -195,6 +196,10 @@ def joined(world: World, device: torch.device) -> Iterator[None]:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
+    # Where it is first imported while there is a group, which DistributedDataParallel would do, its
+    # functions' defaults hold that group for ever: its threads would run into the end of the
+    # interpreter, which now and then aborts the process.
+    import_module("torch.distributed.nn.functional")
     # Not every build of PyTorch has them.
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
