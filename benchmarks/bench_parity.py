@@ -1,45 +1,88 @@
 """Do the exported artefacts segment as PyTorch does? Region Dice against fp32 and against truth."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
+
+import onnx
+import pytest
 
 from benchmarks.conftest import THREADS, Report
 from benchmarks.figures import figure
-from export.build import build
-from export.parity import CaseList, Gate, ParityCase, Reference
-from export.produce import Parity, Reductions, from_network
+from benchmarks.scale import Scale
+from export.calibrate import CalibrationCases, calibrate
+from export.cpu_backends import cpu_backends
+from export.emulate import EmulatedBackend, EmulatedGraph
+from export.half_weights import restore_weights
+from export.int8 import quantize
+from export.int8_search import arithmetic_of, int8_gate
+from export.parity import Candidate, CaseList, Gate, ParityCase, Reference, certify
+from export.precision import reduce
+from runtime.backends import BackendInfo
 from runtime.case import Case
 from runtime.labels import REGIONS
 from runtime.model_card import ModelCard
+from runtime.model_dir import ONNX_FP16, ONNX_FP32, ONNX_INT8, ModelDir, sha256_of
 from runtime.nifti import load
+from runtime.phantom import Enhancement, write_phantom
 from runtime.truth import load_truth
 from train.backend import TorchBackend
 from train.unet import UNet3D
+
+_REDUCED: Final = ("fp16", "bf16", "int8")
+# Of the phantom that int8 is calibrated on, where a model comes without: not the one it is judged
+# on.
+_CALIBRATION_SEED: Final = 71
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    model: ModelDir, scale: Scale, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """Every graph of the model directory; fp16 and int8 are made of its fp32 where it has none,
+    with no part in fp32 and without a search for those that need it.
+    """
+    found = {name: model.read(name) for name in sorted(model.hashes) if name.endswith(".onnx")}
+    fp32 = restore_weights(onnx.load_model_from_string(found[ONNX_FP32]))
+    if ONNX_FP16 not in found:
+        found[ONNX_FP16] = reduce(fp32, "fp16").SerializeToString()
+    if ONNX_INT8 not in found:
+        phantom = _phantom(tmp_path_factory.mktemp("calibration"), scale)
+        cases = CalibrationCases([load(phantom)], "phantom")
+        limits = calibrate(fp32, model.card, cases).limits
+        found[ONNX_INT8] = quantize(fp32, limits).SerializeToString()
+    return found
 
 
 def bench_parity(
     benchmark: Any,
     report: Report,
     trained: tuple[UNet3D, ModelCard, str],
+    model: ModelDir,
+    graphs: dict[str, bytes],
     cases: list[Case],
     network_facts: dict[str, Any],
 ) -> None:
-    """The whole certificate, timed; its figures go into the report."""
+    """Every graph on whatever runs it here, judged as at export; its figures go into the report."""
     network, card, _ = trained
-    built = build(network, card, threads=THREADS)
-    parity = Parity(
-        Reference(TorchBackend(network, card)),
-        CaseList(map(_with_truth, cases)),
-        Gate(),
-        "benchmark",
-        lambda line: None,
-    )
-    product = benchmark.pedantic(
-        lambda: from_network(built, card, parity, Reductions(("fp16",), strict=True)), rounds=1
-    )
-    certificate = product.certificate
+    reference = Reference(TorchBackend(network, card))
+    read = CaseList(map(_with_truth, cases))
+
+    def judge() -> list[dict[str, Any]]:
+        entries = []
+        for file, data in graphs.items():
+            gate = int8_gate(Gate()) if file == ONNX_INT8 else Gate()
+            with ExitStack() as held:
+                for candidate in _candidates(file, data, card):
+                    held.enter_context(closing(candidate.backend))
+                    entries += certify(reference, [candidate], read, gate, "benchmark")["artefacts"]
+        return entries
+
+    entries = benchmark.pedantic(judge, rounds=1)
     figures = {}
-    for entry in certificate["artefacts"]:
+    for entry in entries:
         name = f"{entry['file']} ({entry['backend']})"
         for region in REGIONS:
             against = [("to fp32", [one["dice_to_fp32"][region] for one in entry["cases"]])]
@@ -48,23 +91,49 @@ def bench_parity(
             for what, values in against:
                 if values:
                     figures[f"{name}, {region} {what}"] = figure([fmean(values)], "Dice")
+    kept = ("file", "backend", "arithmetic", "verdict", "cases")
     report(
         "parity",
         figures,
         artefacts=[
             {
-                "file": entry["file"],
-                "backend": entry["backend"],
-                "arithmetic": entry["arithmetic"],
-                "cases": entry["cases"],
-                "peak": entry.get("peak"),
+                **{key: entry[key] for key in kept},
+                "made_here": entry["file"] not in model.hashes,
             }
-            for entry in certificate["artefacts"]
+            for entry in entries
         ],
         case=", ".join(case.case_id for case in cases),
         **network_facts,
     )
-    assert certificate["verdict"] != "fail"
+    assert {entry["file"] for entry in entries} == set(graphs)
+    # What was made here without a search promises nothing.
+    failed = [e["reasons"] for e in entries if e["file"] in model.hashes and e["verdict"] == "fail"]
+    assert not failed
+
+
+def _candidates(file: str, data: bytes, card: ModelCard) -> Iterator[Candidate]:
+    """A graph on each CPU backend; in half precision, which CPUs lack, on the emulation."""
+    precision = next((kind for kind in _REDUCED if f".{kind}." in file), "fp32")
+    digest = sha256_of(data)
+    if precision in ("fp16", "bf16"):
+        graph = EmulatedGraph(onnx.load_model_from_string(data))
+        info = BackendInfo("emulation", "cpu", precision, file, digest)
+        backend = EmulatedBackend(graph, card, info)
+        yield Candidate(file, digest, backend, f"{precision} (emulated)", True, graph.peaks)
+        return
+    for name, opener in cpu_backends():
+        info = BackendInfo(name, "cpu", precision, file, digest)
+        served = opener(data, card, info, THREADS)
+        served.bind(card.patch, 1)
+        arithmetic = arithmetic_of(served) if precision == "int8" else precision
+        yield Candidate(file, digest, served, arithmetic, precision != "fp32")
+
+
+def _phantom(folder: Path, scale: Scale) -> Case:
+    made = write_phantom(
+        folder, 1, _CALIBRATION_SEED, shape=scale.phantom, enhancement=Enhancement.RIM
+    )
+    return Case.from_dir(made)
 
 
 def _with_truth(case: Case) -> ParityCase:
