@@ -183,7 +183,8 @@ def parity(run: dict[str, Any]) -> str:
             truth = case.get("dice_to_truth")
             rows.append(
                 [
-                    f"{artefact['file']} ({artefact['backend']}, {artefact['arithmetic']})",
+                    f"{artefact['file']} ({artefact['backend']}, {artefact['arithmetic']})"
+                    + (" made for this table" if artefact.get("made_here") else ""),
                     case["case_id"],
                     " / ".join(f"{case['dice_to_fp32'][name]:.5f}" for name in REGIONS),
                     " / ".join(f"{truth['artefact'][name]:.4f}" for name in REGIONS)
