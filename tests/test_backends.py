@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import openvino
 import pytest
 import torch
 
@@ -38,6 +39,7 @@ from runtime.errors import (
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_card import ModelCard, Shape3
 from runtime.model_dir import ONNX_FP32, PARITY, ModelDir
+from runtime.windows import Patch
 from tests.fake_gpu import EngineSpec, add_engine, fake_gpu
 from train.backend import TorchBackend
 from train.unet import UNet3D
@@ -77,9 +79,10 @@ class Kind:
     device: str = "cpu"
     precision: EnginePrecision = "fp32"
     layout: InputLayout = "linear"
+    varying: bool = False
 
     def __str__(self) -> str:
-        own = f"-{self.layout}" if self.name == "trt" else ""
+        own = f"-{self.layout}" if self.name == "trt" else "-varying" * self.varying
         return f"{self.name}-{self.device}-{self.precision}{own}"
 
 
@@ -88,6 +91,7 @@ ON_GPU = [("ort", "fp32", "linear"), ("ort", "fp16", "linear"), ("trt", "fp32", 
 FAKES = [Kind(name, "fake", *rest) for name, *rest in ON_GPU]  # type: ignore[arg-type]
 KINDS = [
     *(Kind(name) for name in ("ort", "openvino", "torch", "emulation")),
+    Kind("openvino", varying=True),
     *FAKES,
     *(replace(fake, device="cuda") for fake in FAKES),
 ]
@@ -136,7 +140,8 @@ def unclosed(
             folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
             put_engine(folder, kind)
         name: Any = kind.name
-        options = BackendOptions(name, device, kind.precision, threads=1, patch=WINDOW)
+        window: Patch = "box" if kind.varying else WINDOW
+        options = BackendOptions(name, device, kind.precision, threads=1, patch=window)
         yield open_backend(ModelDir.open(folder), options)
 
 
@@ -259,6 +264,26 @@ def test_another_window_can_be_bound_and_the_first_one_again(
         np.testing.assert_allclose(results, truth, atol=tolerance(opened))
         _, again = run(opened, windows)
         np.testing.assert_array_equal(again, results)
+
+
+@pytest.mark.parametrize(("patch", "compiled"), [("box", 1), (None, 3)])
+def test_windows_of_many_shapes_are_compiled_for_once(
+    patch: Patch | None, compiled: int, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = BackendOptions("openvino", "cpu", threads=1, patch=patch)
+    calls = []
+    compile_model = openvino.Core.compile_model
+
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return compile_model(*given)
+
+    monkeypatch.setattr(openvino.Core, "compile_model", counted)
+    with closing(open_backend(ModelDir.open(tiny_model), options)) as backend:
+        for window in (WINDOW, WINDOW, (8, 20, 4), WINDOW):
+            backend.bind(window, 1)
+            run(backend, random_windows(2, window))
+    assert len(calls) == compiled
 
 
 @pytest.mark.parametrize("window", [(16, 12, 6), (16, 13, 8), (0, 12, 8), (-4, 12, 8)])

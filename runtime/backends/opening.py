@@ -189,7 +189,8 @@ def _open(
     if name == "openvino":
         from runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(data, model.card, info, options.threads)
+        varying = options.patch == "box"
+        return OpenVinoBackend(data, model.card, info, options.threads, varying=varying)
     if index is None:
         from runtime.backends.ort import OrtBackend
 

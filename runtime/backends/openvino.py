@@ -30,12 +30,19 @@ class OpenVinoBackend:
     """
 
     def __init__(
-        self, model: bytes, card: ModelCard, info: BackendInfo, threads: int | None = None
+        self,
+        model: bytes,
+        card: ModelCard,
+        info: BackendInfo,
+        threads: int | None = None,
+        *,
+        varying: bool = False,
     ) -> None:
         """
         Args:
             model: a self-contained ONNX file, already verified.
             threads: CPU threads; None means one per core.
+            varying: windows of many shapes are to be bound: compile once for all of them.
 
         Raises:
             InputError: not a model that OpenVINO can read.
@@ -50,6 +57,7 @@ class OpenVinoBackend:
             )
         self._card = card
         self._info = info
+        self._varying = varying
         self.ops = NumpyOps(threads)
         self._core = openvino.Core()
         self._settings = {
@@ -96,10 +104,10 @@ class OpenVinoBackend:
             return
         # Before it is given a shape: OpenVINO would make a graph of another one fit.
         _check_graph(self._model, self._card, self._info.where, window)
-        # A static shape lets oneDNN choose its kernels and layouts at compile time.
-        static = self._model.clone()
+        # Reshaped for the check even where the shape is left open: it finds what does not fit.
+        fitted = self._model.clone()
         try:
-            static.reshape(list(shape))
+            fitted.reshape(list(shape))
         except RuntimeError as error:
             raise InputError(
                 self._info.where,
@@ -107,16 +115,25 @@ class OpenVinoBackend:
                 expected="the channels and axes that the model's card promises",
                 remedy="export the model again",
             ) from error
-        _check_graph(static, self._card, self._info.where, window)
-        try:
-            compiled = self._core.compile_model(static, "CPU", self._settings)
-            self._request = compiled.create_infer_request()
-            self._compiled = compiled
-        except RuntimeError as error:
-            raise _failed(error) from error
+        _check_graph(fitted, self._card, self._info.where, window)
+        if self._request is None or not self._varying:
+            self._request = self._compile(fitted)
         self._buffer = np.zeros(shape, np.float32)
         self._window = window
         self._request.set_input_tensor(openvino.Tensor(self._buffer, shared_memory=True))
+
+    def _compile(self, model: openvino.Model) -> openvino.InferRequest:
+        """A shape that is known lets oneDNN choose its kernels and layouts now, once. One that is
+        open takes as long to compile and runs as fast: kernels are chosen when a shape is first
+        seen, in a tenth of the time.
+        """
+        if self._varying:
+            model.reshape([1, len(self._card.modalities), -1, -1, -1])
+        try:
+            self._compiled = self._core.compile_model(model, "CPU", self._settings)
+            return self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise _failed(error) from error
 
     def run(self, n: int, fill: Fill, take: Take) -> None:
         if self._request is None:
