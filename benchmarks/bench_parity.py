@@ -16,7 +16,7 @@ from benchmarks.scale import Scale
 from export.calibrate import CalibrationCases, calibrate
 from export.cpu_backends import cpu_backends
 from export.emulate import EmulatedBackend, EmulatedGraph
-from export.half_weights import restore_weights
+from export.half_weights import is_halved, restore_weights
 from export.int8 import quantize
 from export.int8_search import arithmetic_of, int8_gate
 from export.parity import Candidate, CaseList, Gate, ParityCase, Reference, certify
@@ -110,8 +110,8 @@ def bench_parity(
         **network_facts,
     )
     assert {entry["file"] for entry in entries} == set(graphs)
-    # What was made here without a search promises nothing.
-    failed = [e["reasons"] for e in entries if e["file"] in model.hashes and e["verdict"] == "fail"]
+    # What computes in less promises nothing of cases that its own certificate is not about.
+    failed = [e["reasons"] for e in entries if e["arithmetic"] == "fp32" and e["verdict"] == "fail"]
     assert not failed
 
 
@@ -130,7 +130,7 @@ def _candidates(file: str, data: bytes, card: ModelCard) -> Iterator[Candidate]:
         served = opener(data, card, info, THREADS)
         served.bind(card.patch, 1)
         arithmetic = arithmetic_of(served) if precision == "int8" else precision
-        yield Candidate(file, digest, served, arithmetic, precision != "fp32")
+        yield Candidate(file, digest, served, arithmetic, precision != "fp32" or is_halved(data))
 
 
 def _phantom(folder: Path, scale: Scale) -> Case:

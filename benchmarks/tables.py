@@ -193,6 +193,7 @@ def parity(run: dict[str, Any]) -> str:
                     " / ".join(f"{truth['fp32'][name]:.4f}" for name in REGIONS) if truth else "",
                     f"{case['changed_labels']:.1e}",
                     f"{case['max_probability_error']:.1e}",
+                    artefact["verdict"],
                 ]
             )
     head = (
@@ -203,6 +204,7 @@ def parity(run: dict[str, Any]) -> str:
         "fp32's",
         "changed labels",
         "max probability error",
+        "gate over all cases",
     )
     return table(head, rows)
 
