@@ -2,7 +2,7 @@
 to tell apart.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import torch
 
 from export.emulate import EmulatedGraph
 from export.int8 import read_by_convolutions
+from export.parity import ParityCase
 from runtime.model_card import ModelCard, Shape3
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
@@ -112,6 +113,21 @@ def calibrate(
         "cases": used,
     }
     return Calibration(limits, tuple(dict(case["inputs"]) for case in used), record)
+
+
+def apart_from(
+    cases: Iterable[ParityCase], used: Iterable[Mapping[str, str]]
+) -> Iterator[ParityCase]:
+    """The cases that nothing was calibrated on.
+
+    Args:
+        cases: read one at a time.
+        used: hashes of the images of each case that was, by modality.
+    """
+    known = [set(case.values()) for case in used]
+    for case in cases:
+        if {image.sha256 for image in case.volume.images.values()} not in known:
+            yield case
 
 
 def windows_of(volume: Volume, card: ModelCard, most: int = WINDOWS) -> Iterator[Window]:

@@ -147,6 +147,13 @@ def check(options: ExportArgs) -> None:
             "add --int8",
         ),
         (
+            options.modes and options.data is None,
+            "--modes",
+            "no --data",
+            "cases of patients, on which the faster modes are compared with the exact one",
+            "add --data CASES",
+        ),
+        (
             options.strict_fp16 and not (options.fp16 or options.bf16),
             "--strict-fp16",
             "neither --fp16 nor --bf16",

@@ -1,22 +1,53 @@
 """What runs an ONNX model on the CPU of the machine that exports."""
 
-from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Protocol
 
 from runtime.backends import Backend, BackendInfo
 from runtime.backends.ort import OrtBackend
 from runtime.model_card import ModelCard
 
-Opener = Callable[[bytes, ModelCard, BackendInfo, int | None], Backend]
-"""Opener(model, card, info, threads): a CPU backend."""
+
+class Opener(Protocol):
+    """Opens a CPU backend."""
+
+    def __call__(
+        self,
+        model: bytes,
+        card: ModelCard,
+        info: BackendInfo,
+        threads: int | None = None,
+        *,
+        varying: bool = False,
+    ) -> Backend:
+        """
+        Args:
+            model: a self-contained ONNX file.
+            card: its contract.
+            info: for the record.
+            threads: CPU threads; None means all cores.
+            varying: windows of many shapes are to be bound.
+        """
 
 
 def cpu_backends() -> list[tuple[str, Opener]]:
     """The CPU backends that are here by name, the fastest first."""
-    found: list[tuple[str, Opener]] = [("ort", OrtBackend)]
+    found: list[tuple[str, Opener]] = [("ort", _ort)]
     # Not every machine that exports serves on its CPU.
     if find_spec("openvino") is not None:
         from runtime.backends.openvino import OpenVinoBackend
 
         found.insert(0, ("openvino", OpenVinoBackend))
     return found
+
+
+def _ort(
+    model: bytes,
+    card: ModelCard,
+    info: BackendInfo,
+    threads: int | None = None,
+    *,
+    varying: bool = False,
+) -> Backend:
+    # It makes nothing of a shape before it runs.
+    return OrtBackend(model, card, info, threads)

@@ -117,6 +117,7 @@ def mode_table(modes: Sequence[Mapping[str, Any]]) -> Table:
     """
     shown = Table(title="Modes beside the exact way, mean Dice", title_justify="left")
     shown.add_column("quality")
+    shown.add_column("run by")
     shown.add_column("region")
     for name in ("to exact", "to truth", "exact's"):
         shown.add_column(name, justify="right")
@@ -129,6 +130,7 @@ def mode_table(modes: Sequence[Mapping[str, Any]]) -> Table:
             first = region == next(iter(REGIONS))
             shown.add_row(
                 one["quality"] if first else "",
+                one["backend"] if first else "",
                 region,
                 _mean(one["cases"], "dice_to_exact", region),
                 _mean(scored, "mode", region),

@@ -15,7 +15,7 @@ from export.bisect import EVALUATIONS, Judgement, Kept, find_kept
 from export.calibrate import Calibration
 from export.cpu_backends import cpu_backends
 from export.int8 import QUANTIZED, quantize
-from export.parity import Candidate, CaseList, Gate, ParityCase, Reference, certify
+from export.parity import Candidate, Gate, ParityCase, Reference, certify
 from export.precision import parts
 from runtime.backends import Backend, BackendInfo
 from runtime.model_dir import ONNX_INT8, sha256_of
@@ -105,16 +105,6 @@ def quantize_until_it_passes(
             }
         )
     return QuantizedModel(evaluation.data(chosen), tuple(entries), kept)
-
-
-def apart_from(cases: CaseList, calibration: Calibration) -> CaseList:
-    """The cases that int8 was not calibrated on, by the hashes of their images."""
-    used = [set(case.values()) for case in calibration.cases]
-    return CaseList(
-        case
-        for case in cases
-        if {image.sha256 for image in case.volume.images.values()} not in used
-    )
 
 
 class _Evaluation:

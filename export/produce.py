@@ -8,10 +8,10 @@ from typing import Any, get_args
 import onnx
 
 from export.build import GRAPHS, Built, file_of
-from export.calibrate import CalibrationCases, calibrate
+from export.calibrate import CalibrationCases, apart_from, calibrate
 from export.engines import EngineSource
 from export.half_weights import is_halved, restore_weights
-from export.int8_search import apart_from, int8_gate, quantize_until_it_passes
+from export.int8_search import int8_gate, quantize_until_it_passes
 from export.mixed_precision import Reduction, reduce_until_it_passes
 from export.parity import Candidate, CaseList, Gate, Reference, certify, with_entry
 from export.precision import Reduced
@@ -190,7 +190,9 @@ def _quantize(product: Product, graph: onnx.ModelProto, parity: Parity, wanted: 
         parity.told(f"{ONNX_INT8}: {line}")
 
     calibration = calibrate(graph, product.card, wanted.calibration, told)
-    cases = parity.cases if wanted.calibration.shared else apart_from(parity.cases, calibration)
+    cases = parity.cases
+    if not wanted.calibration.shared:
+        cases = CaseList(apart_from(cases, calibration.cases))
     own = replace(parity, cases=cases, gate=int8_gate(parity.gate))
     quantized = quantize_until_it_passes(
         graph, own.reference, own.cases, own.gate, calibration, wanted.threads, told

@@ -17,7 +17,7 @@ from export.engine_choice import EngineChoice, add_engines, drop_unused_forms
 from export.engine_view import EngineView
 from export.engines import EngineDevice, EngineOptions
 from export.export_view import say, show_graph, show_product
-from export.modes import add_modes
+from export.modes import add_modes, check_modes
 from export.parity import CaseList, Gate, Reference
 from export.precision import Reduced
 from export.produce import Parity, Product, Reductions, add_reduced, from_model, from_network
@@ -32,7 +32,8 @@ from runtime.dataset_json import resolve_channels
 from runtime.errors import BackendUnavailableError, BratsError, OutputError, UsageError
 from runtime.manifest import MANIFEST
 from runtime.model_card import ModelCard
-from runtime.model_dir import ONNX_FP32, WRITTEN, ModelDir
+from runtime.model_dir import ONNX_FP32, ONNX_INT8, WRITTEN, ModelDir
+from runtime.modes import REAL
 from train.backend import TorchBackend
 from train.checkpoint import load_model, load_tutorial, newest_run
 from train.tutorial import PATCH as TUTORIAL_PATCH
@@ -45,8 +46,11 @@ def export(options: ExportArgs, console: Console) -> None:
     backend is unavailable; where one is built and fails, it is the parity gate that has failed.
     Engines are what a model directory is named for, so that there one of them is required anyway.
 
+    A mode that does not pass ends in an error as well, but the model is released with the
+    certificate that says so: by that the mode is refused, and everything else may be run.
+
     Raises:
-        BratsError: of every kind; nothing is released then.
+        BratsError: of every kind; but for that of a mode, nothing is released then.
     """
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -64,6 +68,7 @@ def export(options: ExportArgs, console: Console) -> None:
     with console.status("starting") as status:
         told = _teller(status, console)
         if model is not None:
+            _check_not_there(options, model)
             product = from_model(model)
             parity = _parity(options, _fp32_of(model, options.threads), told)
             add_reduced(product, parity, _reductions(options, model.card, device))
@@ -92,6 +97,18 @@ def export(options: ExportArgs, console: Console) -> None:
         named.append(f"{plans} engine{'s' if plans > 1 else ''}")
     shown = options.output or (model.path if model else out.name)
     say(console, f"model directory {shown}: {', '.join(named)}")
+    check_modes(product, options.allow_inconclusive)
+
+
+def _check_not_there(options: ExportArgs, model: ModelDir) -> None:
+    """Refuse to calibrate a graph that is there and stays as it is."""
+    if options.calibrate is not None and ONNX_INT8 in model.hashes:
+        raise UsageError(
+            "--calibrate",
+            found=f"{model.path / ONNX_INT8}, which is there already and stays as it is",
+            expected="a model without one",
+            remedy="drop --int8 --calibrate, or export again from the checkpoint",
+        )
 
 
 def _from_checkpoint(
@@ -154,7 +171,7 @@ def _parity(options: ExportArgs, reference: Backend, told: Callable[[str], None]
         Reference(reference),
         CaseList(parity_cases(options.data, options.cases, options.labels)),
         Gate(truth=options.gate),
-        "phantoms" if options.data is None else "data",
+        "phantoms" if options.data is None else REAL,
         told,
     )
 

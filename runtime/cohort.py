@@ -12,7 +12,7 @@ from runtime.errors import BratsError, ComputeError, OutputError, UsageError
 from runtime.nifti import Volume, load
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.prediction import Look, save
-from runtime.segmenter import Segmenter
+from runtime.segmenter import Segmenter, SegmentOptions
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
@@ -62,6 +62,7 @@ def segment_cases(
     segmenter: Segmenter,
     *,
     resume: bool = False,
+    as_good: Sequence[tuple[str, SegmentOptions]] = (),
     progress: WindowProgress | None = None,
     look: Look | None = None,
 ) -> Iterator[Outcome]:
@@ -71,16 +72,23 @@ def segment_cases(
         jobs: from `plan_jobs`.
         segmenter: used for all of them.
         resume: leave out cases whose earlier result still stands.
+        as_good: other graphs, by their hashes, and options whose results stand as well.
         progress: called after each step of windows.
         look: draws the pages that lie beside a label map.
 
     Raises:
         OutputError: an output cannot be written: then none of those that follow could be either.
     """
-    settings = {"backend": segmenter.backend.info.name, **asdict(segmenter.options)}
-    model = segmenter.backend.info.sha256
+    info = segmenter.backend.info
+    settings, *others = (
+        {"backend": info.name, **asdict(options)}
+        for options in (segmenter.options, *(options for _, options in as_good))
+    )
+    known = [(info.sha256, settings), *zip((graph for graph, _ in as_good), others, strict=True)]
     waiting = [
-        job for job in jobs if not (resume and is_complete(job.plan, job.case, model, settings))
+        job
+        for job in jobs
+        if not (resume and any(is_complete(job.plan, job.case, *one) for one in known))
     ]
     left = {id(job) for job in waiting}
     for job in jobs:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # --help needs neither
     from runtime.backends import BackendOptions
     from runtime.segmenter import SegmentOptions
 
+REAL: Final = "data"
+"""Where the cases of a certificate come from that may vouch for a mode: a folder of --data."""
 Quality = Literal["exact", "balanced", "fast"]
 QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
 """Best first."""
@@ -52,24 +54,56 @@ EXACT: Final = Mode("exact")
 def mode_of(model: ModelDir, quality: Quality) -> Mode:
     """The mode of that name, as the certificate defines it.
 
+    What it may be run on is asked of `check_covers`.
+
     Raises:
-        ParityError: the certificate does not cover it, was made of another graph, or says that it
-            loses too much.
+        ParityError: the certificate does not cover it, was made of another graph or on phantoms, or
+            says that it loses too much.
         InputError: the certificate's entry cannot be read.
     """
     if quality == "exact":
         return EXACT
-    entry = _entry(model, quality)
-    if entry is None:
+    modes = [(entry, _read(model, entry)) for entry in _entries(model, quality)]
+    if not modes:
         raise _refused(model, quality, "no certificate for it")
-    mode = _read(model, entry)
-    if entry.get("sha256") != model.hashes.get(mode.artefact):
-        raise _refused(model, quality, f"a certificate for another {mode.artefact}")
-    verdict = entry.get("verdict")
-    if verdict != "pass":
-        reasons = entry.get("reasons") or ["it does not say why"]
-        raise _refused(model, quality, f"a certificate that says {verdict}: {reasons[0]}")
-    return mode
+    if len({mode for _, mode in modes}) > 1:
+        raise unusable(model.path / PARITY, f"two kinds of mode {quality}")
+    reasons = [_against(model, entry, mode) for entry, mode in modes]
+    if all(reasons):
+        raise _refused(model, quality, f"a certificate {reasons[0]}")
+    return modes[0][1]
+
+
+def check_covers(model: ModelDir, mode: Mode, backend: str, device: str) -> None:
+    """Refuse to run a mode where no certificate says what it loses there.
+
+    Args:
+        model: whose certificate names the mode.
+        mode: from `mode_of`.
+        backend: its name, or "auto" where any may be taken.
+        device: "cpu", "cuda" or "cuda:N", or "auto".
+
+    Raises:
+        ParityError: it was judged on other backends or devices alone.
+    """
+    if mode == EXACT:
+        return
+    kind = device.partition(":")[0]
+    passed = [entry for entry in _entries(model, mode.quality) if not _against(model, entry, mode)]
+    places = [
+        (entry.get("backend"), str(entry.get("device")).partition(":")[0]) for entry in passed
+    ]
+    if any(backend in ("auto", name) and kind in ("auto", there) for name, there in places):
+        return
+    known = " and ".join(dict.fromkeys(f"{name} on {there}" for name, there in places))
+    asked = "another" if backend == "auto" else backend
+    raise ParityError(
+        f"--quality {mode.quality}",
+        found=f"{asked} on {device}",
+        expected=f"what it was certified with: {known}",
+        remedy="name that with --backend and --device, certify it here with brats-export "
+        f"{model.path} --modes --data CASES, or use --quality exact",
+    )
 
 
 def certified(model: ModelDir) -> list[Mode]:
@@ -103,9 +137,25 @@ def wanted_of(mode: Mode, wanted: "BackendOptions") -> "BackendOptions":
     )
 
 
-def _entry(model: ModelDir, quality: Quality) -> Mapping[str, Any] | None:
+def _entries(model: ModelDir, quality: Quality) -> list[Mapping[str, Any]]:
+    """What the certificate says of a mode, once for each backend that ran it."""
     entries = model.certificate.get("modes", [])
-    return next((entry for entry in entries if entry.get("quality") == quality), None)
+    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise unusable(model.path / PARITY, "modes that are no list of entries")
+    return [entry for entry in entries if entry.get("quality") == quality]
+
+
+def _against(model: ModelDir, entry: Mapping[str, Any], mode: Mode) -> str:
+    """Why an entry does not vouch for its mode; "" where it does."""
+    if entry.get("sha256") != model.hashes.get(mode.artefact):
+        return f"for another {mode.artefact}"
+    verdict, reasons = entry.get("verdict"), entry.get("reasons")
+    if verdict != "pass":
+        why = reasons[0] if isinstance(reasons, list) and reasons else "it does not say why"
+        return f"that says {verdict}: {why}"
+    if entry.get("source") != REAL:
+        return f"made on {entry.get('source')}, which is no data of patients"
+    return ""
 
 
 def _read(model: ModelDir, entry: Mapping[str, Any]) -> Mode:

@@ -18,12 +18,19 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.calibrate import WINDOWS, Calibration, CalibrationCases, calibrate, windows_of
+from export.calibrate import (
+    WINDOWS,
+    Calibration,
+    CalibrationCases,
+    apart_from,
+    calibrate,
+    windows_of,
+)
 from export.cases import CALIBRATION, calibration_cases
 from export.emulate import EmulatedBackend, EmulatedGraph
 from export.int8 import LEVELS, quantize, read_by_convolutions, weight_scales
-from export.int8_search import apart_from, int8_gate, quantize_until_it_passes
-from export.parity import CaseList, Gate, ParityCase, Reference
+from export.int8_search import int8_gate, quantize_until_it_passes
+from export.parity import Gate, ParityCase, Reference
 from export.trace import set_card
 from runtime.backends import Backend, BackendInfo
 from runtime.backends.openvino import OpenVinoBackend
@@ -510,8 +517,9 @@ def test_the_gate_judges_on_other_cases(cases: list[ParityCase]) -> None:
 
     told_apart = [renamed(number) for number in range(3)]
     used = {name: f"1 {name}" for name in CARD.modalities}
-    left = list(apart_from(CaseList(told_apart), Calibration({}, (used,), {})))
+    left = list(apart_from(told_apart, [used]))
     assert left == [told_apart[0], told_apart[2]]
+    assert list(apart_from(told_apart, [])) == told_apart
 
 
 # TensorRT, in a process of its own, as it may take its process with it

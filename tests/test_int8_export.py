@@ -121,8 +121,11 @@ def test_it_can_be_added_to_a_model_without_one(
         assert [case["case_id"] for case in entry["calibration"]["cases"]] == [name]
         # What calibrated it does not judge it.
         assert name not in [case["case_id"] for case in entry["cases"]]
-    # A second time there is nothing to add.
-    assert exported(*wanted) == 0
+    # A second time there is nothing to add, and nothing that could be calibrated.
+    assert exported(*wanted[:-2]) == 0
+    assert bytes_of(out) == after
+    assert exported(*wanted) == 2
+    assert "is there already and stays as it is" in capsys.readouterr().err
     assert bytes_of(out) == after
 
 

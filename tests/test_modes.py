@@ -17,7 +17,15 @@ from runtime.errors import BackendUnavailableError, InputError, ParityError, Usa
 from runtime.labels import MODALITIES
 from runtime.model_card import InferenceDefaults, ModelCard, Shape3
 from runtime.model_dir import ONNX_FP32, ONNX_INT8, ModelDir
-from runtime.modes import EXACT, Mode, certified, mode_of, options_of, wanted_of
+from runtime.modes import (
+    EXACT,
+    Mode,
+    certified,
+    check_covers,
+    mode_of,
+    options_of,
+    wanted_of,
+)
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import LARGEST_BOX, prepare
@@ -34,7 +42,8 @@ FAST = Mode("fast", precision="int8", overlap=0.25)
 
 def entry(mode: Mode, **other: Any) -> dict[str, Any]:
     """What a certificate says of a mode that passed."""
-    return mode.record() | {"verdict": "pass", "sha256": HASHES[mode.artefact]} | other
+    passed = {"verdict": "pass", "sha256": HASHES[mode.artefact], "source": "data"}
+    return mode.record() | passed | {"backend": "fake", "device": "cpu"} | other
 
 
 def model(*entries: dict[str, Any]) -> ModelDir:
@@ -64,7 +73,12 @@ def test_the_exact_way_needs_no_certificate_of_its_own() -> None:
         ([entry(FAST, verdict="fail", reasons=["ET is lost"])], "says fail: ET is lost"),
         ([entry(FAST, verdict="inconclusive", reasons=["2 cases"])], "says inconclusive: 2 cases"),
         ([entry(FAST, verdict=None)], "says None"),
+        ([entry(FAST, verdict="fail", reasons=5)], "says fail: it does not say why"),
+        ([entry(FAST, verdict="fail", reasons={"a": 1})], "says fail: it does not say why"),
+        ([entry(FAST, verdict="fail", reasons=[])], "says fail: it does not say why"),
         ([entry(FAST, sha256="ab" * 32)], "for another model.int8.onnx"),
+        ([entry(FAST, source="phantoms")], "made on phantoms"),
+        ([entry(FAST, source=None)], "made on None"),
     ],
 )
 def test_a_mode_without_a_passed_certificate_is_refused(entries: list[Any], told: str) -> None:
@@ -92,6 +106,56 @@ def test_terms_that_nobody_knows_are_refused(terms: dict[str, Any]) -> None:
         mode_of(model(entry(FAST, **terms)), "fast")
 
 
+@pytest.mark.parametrize("modes", [{"quality": "fast"}, ["fast"], 5, "fast"])
+def test_modes_of_no_known_form_are_refused(modes: Any) -> None:
+    made = ModelDir(Path("m"), CARD, HASHES, {}, {"modes": modes})
+    with pytest.raises(InputError, match="modes that are no list of entries"):
+        mode_of(made, "fast")
+
+
+def test_one_name_for_two_modes_is_refused() -> None:
+    other = replace(FAST, overlap=0.5)
+    made = model(entry(FAST), entry(other, backend="ort"))
+    with pytest.raises(InputError, match="two kinds of mode fast"):
+        mode_of(made, "fast")
+
+
+def test_a_mode_that_passed_somewhere_is_one() -> None:
+    failed = entry(FAST, verdict="fail", reasons=["slow"])
+    made = model(failed, entry(FAST, backend="ort"))
+    assert mode_of(made, "fast") == FAST
+    check_covers(made, FAST, "auto", "auto")
+    check_covers(made, FAST, "ort", "cpu")
+    with pytest.raises(ParityError, match="expected what it was certified with: ort on cpu"):
+        check_covers(made, FAST, "fake", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "covered"),
+    [
+        ("fake", "cpu", True),
+        ("auto", "auto", True),
+        ("auto", "cpu", True),
+        ("fake", "auto", True),
+        ("ort", "cpu", False),
+        ("ort", "auto", False),
+        ("fake", "cuda:0", False),
+        ("auto", "cuda", False),
+        ("trt", "auto", False),
+    ],
+)
+def test_a_mode_runs_where_it_was_certified(backend: str, device: str, covered: bool) -> None:
+    made = model(entry(BALANCED))
+    check_covers(made, EXACT, backend, device)
+    if covered:
+        check_covers(made, BALANCED, backend, device)
+        return
+    with pytest.raises(ParityError, match="certified with: fake on cpu") as caught:
+        check_covers(made, BALANCED, backend, device)
+    assert f"on {device}" in caught.value.found
+    assert "--quality exact" in str(caught.value)
+
+
 def test_a_mode_changes_its_own_terms_and_nothing_else() -> None:
     asked = SegmentOptions(batch=2, probabilities=True, force_spacing=True, postprocess=False)
     assert options_of(EXACT, asked) == replace(asked, quality="exact")
@@ -115,13 +179,14 @@ def network(inputs: Floats) -> Floats:
 class FakeBackend:
     """A plain function as a backend, whose every window takes some seconds of a made-up clock."""
 
-    def __init__(self, window_s: float = 0.0) -> None:
-        self.card, self.info = CARD, BackendInfo("fake", "cpu", "fp32")
-        self.ops, self.window_s = Clock(), window_s
+    def __init__(self, window_s: float = 0.0, bind_s: float = 0.0, name: str = "fake") -> None:
+        self.card, self.info = CARD, BackendInfo(name, "cpu", "fp32")
+        self.ops, self.window_s, self.bind_s = Clock(), window_s, bind_s
         self.windows: list[Shape3] = []
         self.closed = False
 
     def bind(self, window: Shape3, batch: int) -> None:
+        self.ops.now += self.bind_s
         self.buffer = np.zeros((1, len(MODALITIES), *window), np.float32)
 
     def run(self, n: int, fill: Fill, take: Take) -> None:
@@ -198,15 +263,16 @@ def test_a_box_too_large_for_one_window_is_refused(make_volume: MakeVolume) -> N
 class Machine:
     """Opens fake backends: seconds of a window by precision and patch; None is not here."""
 
-    def __init__(self, **seconds: float | None) -> None:
+    def __init__(self, bind_s: float = 0.0, name: str = "fake", **seconds: float | None) -> None:
         self.seconds, self.opened = seconds, []  # type: ignore[var-annotated]
+        self.bind_s, self.name = bind_s, name
 
     def open_backend(self, model: ModelDir, options: BackendOptions) -> Backend:
         kind = options.precision if options.patch is None else f"{options.precision}_box"
         seconds = self.seconds[kind]
         if seconds is None:
             raise BackendUnavailableError(kind, found="nothing", expected="it", remedy="none")
-        backend = FakeBackend(seconds)
+        backend = FakeBackend(seconds, self.bind_s, self.name)
         self.opened.append((kind, backend))
         return backend
 
@@ -246,17 +312,45 @@ def test_the_best_that_keeps_to_it_is_taken(
     choose: Callable[[Machine, float], Any], budget: float, quality: str
 ) -> None:
     machine = Machine(**SECONDS)
-    mode, forecasts = choose(machine, budget)
-    assert mode.quality == quality
+    choice = choose(machine, budget)
+    forecasts = choice.forecasts
+    assert choice.mode.quality == quality
     expected = {"exact": (12, 1.0), "balanced": (1, 5.0), "fast": (12, 0.25)}
     for one in forecasts:
         windows, seconds = expected[one.mode.quality]
         assert (one.windows, one.window_s) == (windows, pytest.approx(seconds))
         assert one.seconds == pytest.approx(windows * seconds * MARGIN)
-    # What is worse than what fits is not even opened, and nothing stays open.
+    # What is worse than what fits is not even opened, and nothing stays open but what fits.
     assert [one.mode.quality for one in forecasts][-1] == quality
-    assert all(backend.closed for _, backend in machine.opened)
+    *others, (_, chosen) = machine.opened
+    assert chosen is choice.backend
+    assert not chosen.closed
+    assert all(backend.closed for _, backend in others)
     assert len(machine.opened) == len(forecasts)
+    assert choice.passed_over == ()
+
+
+def test_a_window_that_is_bound_for_each_case_costs_its_time(
+    choose: Callable[[Machine, float], Any],
+) -> None:
+    (forecast,) = choose(Machine(bind_s=7.0, **SECONDS), 100).forecasts
+    assert forecast.seconds == pytest.approx((12 + 7) * MARGIN)
+
+
+def test_what_is_done_after_the_network_costs_its_time(
+    choose: Callable[[Machine, float], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def slow(*given: Any) -> Any:
+        now[0] += 5.0
+        return given[0]
+
+    monkeypatch.setattr(runtime.budget, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(runtime.budget, "postprocess", slow)
+    monkeypatch.setattr(runtime.budget, "write_label_map", slow)
+    (forecast,) = choose(Machine(**SECONDS), 100).forecasts
+    assert forecast.seconds == pytest.approx((12 + 5 + 5) * MARGIN)
 
 
 def test_none_in_time_is_refused_with_what_it_would_take(
@@ -265,13 +359,28 @@ def test_none_in_time_is_refused_with_what_it_would_take(
     with pytest.raises(UsageError, match=r"3\.3 s for X at --quality fast") as caught:
         choose(Machine(**SECONDS), 3)
     assert "give it 4s" in str(caught.value)
+    # All three are certified already.
+    assert "certify" not in str(caught.value).partition("expected")[2]
 
 
 def test_a_mode_whose_backend_is_not_here_is_passed_over(
     choose: Callable[[Machine, float], Any],
 ) -> None:
-    mode, forecasts = choose(Machine(auto=1.0, auto_box=None, int8=0.25), 5)
-    assert mode.quality == "fast"
-    assert [one.mode.quality for one in forecasts] == ["exact", "fast"]
+    choice = choose(Machine(auto=1.0, auto_box=None, int8=0.25), 5)
+    assert choice.mode.quality == "fast"
+    assert [one.mode.quality for one in choice.forecasts] == ["exact", "fast"]
+    assert len(choice.passed_over) == 1
+    assert choice.passed_over[0].startswith("balanced is passed over: auto_box: found nothing")
     with pytest.raises(BackendUnavailableError, match="found nothing"):
         choose(Machine(auto=None, auto_box=None, int8=None), 5)
+
+
+def test_a_mode_that_is_not_certified_on_what_is_here_is_passed_over(
+    choose: Callable[[Machine, float], Any],
+) -> None:
+    machine = Machine(name="other", **SECONDS)
+    with pytest.raises(UsageError, match="--quality exact, the fastest") as caught:
+        choose(machine, 5)
+    assert "certify balanced and fast" in str(caught.value)
+    assert all(backend.closed for _, backend in machine.opened)
+    assert choose(Machine(name="other", **SECONDS), 100).mode == EXACT

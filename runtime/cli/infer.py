@@ -48,8 +48,9 @@ class InferArgs:
     """fitted spreads the windows evenly; stride is MONAI's plan."""
     patch: PatchFlag = None
     """Window shape; the model's own by default; box is one window over the brain."""
-    quality: Quality = "exact"
-    """exact runs the model as its card says; its certificate says what the faster two lose."""
+    quality: Annotated[Quality | None, optional("exact|balanced|fast")] = None
+    """exact, the default, runs the model as its card says; its certificate says what the other two
+    lose."""
     budget: SecondsFlag = None
     """Time for a case, such as 10s: take the best quality that keeps to it on this machine."""
     batch: Annotated[int | None, optional("N")] = None
@@ -170,9 +171,9 @@ def _segment(
     options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
 ) -> int:
     from runtime.atomic import check_writable, sweep
-    from runtime.backends import open_backend, open_spare
+    from runtime.backends import open_spare
     from runtime.cli.infer_log import InferLog
-    from runtime.cli.infer_mode import how_to_run
+    from runtime.cli.infer_mode import as_good, how_to_run
     from runtime.cli.infer_view import InferView
     from runtime.cohort import plan_jobs, segment_cases
     from runtime.lock import only_writer
@@ -207,12 +208,12 @@ def _segment(
         if fresh:
             held.enter_context(only_writer(options.output))
         sweep(options.output)
-        wanted, segmenting = how_to_run(options, model, cases, view)
-        backend = held.enter_context(closing(open_backend(model, wanted)))
+        chosen = how_to_run(options, model, cases, view)
+        backend = held.enter_context(closing(chosen.open(model)))
         segmenter = Segmenter(
             backend,
-            segmenting,
-            spare=lambda: open_spare(model, wanted, backend.info),
+            chosen.segmenting,
+            spare=lambda: open_spare(model, chosen.wanted, backend.info),
         )
         view.started(segmenter)
         for problem in problems:
@@ -224,6 +225,7 @@ def _segment(
                 jobs,
                 segmenter,
                 resume=options.resume,
+                as_good=as_good(chosen, model),
                 progress=view.progress,
                 look=_look(options, view),
             ):
