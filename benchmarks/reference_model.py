@@ -1,155 +1,33 @@
 """Make the built-in reference model from an export, its scores and the run that trained it.
 
-    python -m benchmarks.reference_model MODEL RUN SCORES_2020 SCORES_2023 WITHOUT_RULE EARLIER...
+    python -m benchmarks.reference_model MODEL RUN SCORES_2020 SCORES_2023 WITHOUT_RULE \\
+        [--scored-modes SCORED] EARLIER...
 
 MODEL is written by `brats-export --half-weights --engines no`, the scores by `brats-eval --json`. A
 model that does not reach the bar, or is no better than the one that is there, is refused.
 WITHOUT_RULE are scores of 2020 after `brats-infer --no-postprocess`. EARLIER are those that other
 states of the run got on the same cases before: the model's page says that it was trained on until
-they were good enough.
+they were good enough. SCORED is the same model after `brats-export MODEL --modes --data` with the
+scored cases: what the faster modes do there, where nothing was chosen by them, stands on the page.
 """
 
 import json
 import sys
-import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.reference_page import BAR, REGIONS, certified_cases, licence, mean_dice, page
 from export.half_weights import is_halved
 from export.modes import mean_over
-from runtime import DISCLAIMER
 from runtime.atomic import write_bytes, write_json, write_text
 from runtime.atomic_directory import replace_directory
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_dir import BUILT_IN, CARD, ONNX_FP32, ONNX_INT8, PARITY, ModelDir
 from runtime.naming import patient_of
 
-BAR: Final = 0.72
-REGIONS: Final = ("WT", "TC", "ET")
 FIGURES: Final = "figures.json"
-
-_WIDTH: Final = 120
-TEXTS: Final = Path(__file__).parent / "reference"
-
-
-def mean_dice(scores: Mapping[str, Any]) -> float:
-    """Mean of WT, TC and ET over all cases."""
-    return sum(scores["summary"][region]["dice"]["mean"] for region in REGIONS) / len(REGIONS)
-
-
-def table(scores: Mapping[str, Any]) -> str:
-    """A row per case and one for the mean: Dice, then HD95, of each region."""
-    names = ("dice", "hd95")
-    head = ["case", *(f"{region} {name}" for name in ("Dice", "HD95") for region in REGIONS)]
-    rows = [head, ["---", *["---:"] * 6]]
-    for case_id, found in scores["cases"].items():
-        rows.append(
-            [case_id, *(_shown(found[region][name], name) for name in names for region in REGIONS)]
-        )
-    summary = scores["summary"]
-    means = [_shown(summary[region][name]["mean"], name) for name in names for region in REGIONS]
-    rows.append(["**mean**", *(f"**{value}**" for value in means)])
-    low_high = [summary[region]["dice"]["interval"] for region in REGIONS]
-    rows.append(
-        [
-            "95 % interval of the mean",
-            *(f"{low:.2f}-{high:.2f}" for low, high in low_high),
-            *[""] * 3,
-        ]
-    )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _shown(value: float, name: str) -> str:
-    return f"{value:.3f}" if name == "dice" else f"{value:.1f}"
-
-
-def licence(figures: Mapping[str, Any], certified: Collection[str]) -> str:
-    """The terms, with the cases named.
-
-    Args:
-        figures: as `make` keeps them.
-        certified: cases on which the certificate was made.
-    """
-    split, earlier = figures["split"], figures["earlier_mean_dice"]
-    chosen = sorted(split["validation"], key=lambda case: (case not in certified, case))
-    return (
-        (TEXTS / "LICENSE-WEIGHTS.in")
-        .read_text()
-        .format(
-            trained=_listed(sorted(split["train"])),
-            chosen=_listed(chosen),
-            certified=len(certified),
-            scored=_listed(sorted(figures["scores"]["brats2020"]["cases"])),
-            looks=", and training went on until they sufficed" if earlier else "",
-        )
-    )
-
-
-def certified_cases(model: ModelDir) -> set[str]:
-    """Cases on which a model's certificate was made."""
-    return {str(case["case_id"]) for case in model.certificate.get("cases", ())}
-
-
-def page(figures: Mapping[str, Any], card: Mapping[str, Any]) -> str:
-    """The model's page, every number of it from the figures and the card."""
-    training = figures["training"]
-    lesions = figures["scores"]["brats2023"]["summary"]
-    said = (
-        (TEXTS / "README.md.in")
-        .read_text()
-        .format(
-            disclaimer=DISCLAIMER,
-            table=table(figures["scores"]["brats2020"]),
-            lesions=", ".join(
-                f"{name} {lesions[name]['lesion_dice']['mean']:.3f}" for name in REGIONS
-            ),
-            rule=rule(card),
-            modes=modes(figures["modes"]),
-            without=table_of_means(figures["without_rule"]),
-            looked=looked(figures["earlier_mean_dice"]),
-            patch="x".join(map(str, card["patch"])),
-            **{name: training[name] for name in ("cases", "epochs", "patches", "precision")},
-        )
-    )
-    return "\n".join(_wrapped(line) for line in said.split("\n"))
-
-
-def table_of_means(scores: Mapping[str, Any]) -> str:
-    """WT 0.751, TC 0.713, ET 0.680."""
-    return ", ".join(f"{name} {scores[name]:.3f}" for name in REGIONS)
-
-
-def _wrapped(line: str) -> str:
-    """A paragraph that stands on one line in the template."""
-    if len(line) <= _WIDTH or line.startswith("|"):
-        return line
-    return textwrap.fill(
-        line,
-        _WIDTH,
-        break_long_words=False,
-        break_on_hyphens=False,
-        subsequent_indent="  " if line.startswith("- ") else "",
-    )
-
-
-def _listed(cases: Sequence[str]) -> str:
-    return "\n".join(f"  {case}" for case in cases)
-
-
-def rule(card: Mapping[str, Any]) -> str:
-    """What happens after argmax, in words."""
-    component, enhancing = (
-        card["postprocess"][name] for name in ("min_component_mm3", "min_et_mm3")
-    )
-    parts = []
-    if component:
-        parts.append(f"components of tumour under {component:g} mm3 become background")
-    if enhancing:
-        parts.append(f"enhancing tumour under {enhancing:g} mm3 in all becomes NCR")
-    return " and ".join(parts) or "nothing more is done"
 
 
 @dataclass(frozen=True)
@@ -160,12 +38,14 @@ class ScoreFiles:
         whole, lesions: by the profiles of 2020 and of 2023.
         without_rule: by that of 2020, of label maps as after argmax.
         earlier: by that of 2020, of other states of the run, the first one first.
+        modes: a model directory whose certificate says what the faster modes do on these cases.
     """
 
     whole: Path
     lesions: Path
     without_rule: Path
     earlier: tuple[Path, ...] = ()
+    modes: Path | None = None
 
 
 def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
@@ -208,6 +88,14 @@ def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
         raise SystemExit(f"{model_dir}: the certificate does not pass")
     if not is_halved(model.read(ONNX_FP32)):
         raise SystemExit(f"{model_dir}: weights in fp32, expected brats-export --half-weights")
+    on_scored: list[dict[str, Any]] = []
+    if files.modes is not None:
+        other = ModelDir.open(files.modes)
+        if other.hashes[ONNX_FP32] != model.hashes[ONNX_FP32]:
+            raise SystemExit(f"{files.modes}: another {ONNX_FP32} than that of {model_dir}")
+        on_scored = [_mode(entry) for entry in other.certificate["modes"]]
+        if any(set(one["to_exact"]) != set(whole["cases"]) for one in on_scored):
+            raise SystemExit(f"{files.modes}: modes on other cases, expected the scored ones")
     card = json.loads(model.read(CARD))
     figures = {
         "scores": {"brats2020": whole, "brats2023": lesions},
@@ -224,6 +112,7 @@ def make(model_dir: Path, run: Path, files: ScoreFiles, out: Path) -> float:
         "earlier_mean_dice": [mean_dice(scores) for scores in before_it],
         "model_sha256": model.hashes[ONNX_FP32],
         "modes": [_mode(entry) for entry in model.certificate.get("modes", [])],
+        "modes_on_scored": on_scored,
     }
 
     def fill(directory: Path) -> None:
@@ -244,42 +133,13 @@ def _mode(entry: Mapping[str, Any]) -> dict[str, Any]:
     means = {
         way: {name: mean_over(scored, way, name) for name in REGIONS} for way in ("exact", "mode")
     }
-    names = ("quality", "verdict", "times_faster")
-    return {name: entry[name] for name in names} | {"cases": len(scored), "dice": means}
-
-
-def modes(found: Sequence[Mapping[str, Any]]) -> str:
-    """A paragraph and a table on the faster modes; empty without any."""
-    if not found:
-        return ""
-    rows = [["quality", "Dice WT / TC / ET", "times faster"], ["---", "---", "---:"]]
-    rows.append(["`exact`", _regions(found[0]["dice"]["exact"]), "1"])
-    for one in found:
-        rows.append(
-            [f"`{one['quality']}`", _regions(one["dice"]["mode"]), f"{one['times_faster']:.1f}"]
-        )
-    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return (
-        "\n## Faster\n\n`brats-infer --quality balanced` takes one window over the whole brain box "
-        f"in fp32, `fast` the same in int8. Certified on {found[0]['cases']} cases that chose the "
-        f"epoch (so that the Dice itself flatters), on two CPU cores:\n\n{lines}\n"
-    )
-
-
-def _regions(scores: Mapping[str, float]) -> str:
-    return " / ".join(f"{scores[name]:.4f}" for name in REGIONS)
-
-
-def looked(earlier: Sequence[float]) -> str:
-    """How often the scored cases were looked at: their figures are only as good as that."""
-    if not earlier:
-        return "They were scored once."
-    means = ", ".join(f"{mean:.3f}" for mean in earlier)
-    return (
-        f"They are not untouched, though: other states of the run had been scored on them before "
-        f"(mean Dice {means}), and training went on until it was {BAR}. How much better that makes "
-        "these figures than those of other cases would be is not known."
-    )
+    names = ("quality", "backend", "verdict", "times_faster")
+    to_exact = {case["case_id"]: case["dice_to_exact"] for case in entry["cases"]}
+    return {name: entry[name] for name in names} | {
+        "cases": len(scored),
+        "dice": means,
+        "to_exact": to_exact,
+    }
 
 
 def _without_paths(arguments: Sequence[str]) -> list[str]:
@@ -289,10 +149,15 @@ def _without_paths(arguments: Sequence[str]) -> list[str]:
 
 
 def main(args: Sequence[str]) -> None:
-    if len(args) < 5:
+    paths, scored_modes = list(args), None
+    if "--scored-modes" in paths[:-1]:
+        at = paths.index("--scored-modes")
+        scored_modes = Path(paths[at + 1])
+        del paths[at : at + 2]
+    if len(paths) < 5:
         raise SystemExit(__doc__)
-    model, run, whole, lesions, without_rule, *earlier = map(Path, args)
-    files = ScoreFiles(whole, lesions, without_rule, tuple(earlier))
+    model, run, whole, lesions, without_rule, *earlier = map(Path, paths)
+    files = ScoreFiles(whole, lesions, without_rule, tuple(earlier), scored_modes)
     mean = make(model, run, files, BUILT_IN)
     print(f"{BUILT_IN}: mean Dice {mean:.4f}")
 

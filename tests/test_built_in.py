@@ -11,15 +11,8 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks.reference_model import (
-    BAR,
-    FIGURES,
-    certified_cases,
-    licence,
-    mean_dice,
-    page,
-    table,
-)
+from benchmarks.reference_model import FIGURES
+from benchmarks.reference_page import BAR, certified_cases, licence, mean_dice, page, table
 from export.half_weights import is_halved
 from runtime.case import Case
 from runtime.cli.infer import main

@@ -4,19 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
-from benchmarks.reference_model import (
-    ScoreFiles,
-    certified_cases,
-    licence,
-    make,
-    mean_dice,
-    page,
-    table,
-)
+from benchmarks.reference_model import ScoreFiles, make
+from benchmarks.reference_page import certified_cases, licence, mean_dice, modes, page, table
 from export.half_weights import halve_weights, is_halved
 from export.trace import set_card
 from runtime.errors import InputError
@@ -237,3 +231,37 @@ def test_one_that_is_no_better_does_not_replace_it(
     with pytest.raises(SystemExit, match="expected more than the"):
         make(parts["model"], parts["run"], files, parts["out"])
     assert ModelDir.open(parts["out"]).hashes == before
+
+
+def test_the_page_says_where_a_faster_mode_fails_on_the_scored_cases() -> None:
+    def entry(quality: str, backend: str, to_exact: dict[str, float]) -> dict[str, Any]:
+        dice = dict.fromkeys(("WT", "TC", "ET"), 0.5)
+        return {
+            "quality": quality,
+            "backend": backend,
+            "times_faster": 4.26,
+            "cases": len(to_exact),
+            "dice": {"exact": dice, "mode": {**dice, "ET": 0.4}},
+            "to_exact": {
+                name: {"WT": 1.0, "TC": value, "ET": 1.0} for name, value in to_exact.items()
+            },
+        }
+
+    own = [entry("balanced", name, {"A": 0.97, "B": 0.96}) for name in ("openvino", "ort")]
+    assert modes([], []) == ""
+    said = modes(own, [])
+    assert "Certified with OpenVINO and ONNX Runtime on 2 cases" in said
+    assert said.count("| `balanced` | 0.5000 / 0.5000 / 0.4000 | 0.960 | 4.3 |") == 1
+    scored = [
+        entry("balanced", "openvino", {"C": 0.95, "D": 0.9}),
+        entry("fast", "openvino", {"C": 0.89, "D": 0.98}),
+        entry("fast", "ort", {"C": 0.1, "D": 0.1}),
+    ]
+    both = modes(own, scored)
+    assert both.startswith(said)
+    assert "On the 2 scored cases, which had no part in that" in both
+    assert "`balanced`: Dice to `exact` is 0.900 or more in each region." in both
+    assert (
+        "`fast` would not have passed here: it segments C otherwise than `exact` does. In the "
+        "other cases Dice to `exact` is 0.980 or more in each region." in both
+    )
