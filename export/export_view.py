@@ -116,13 +116,13 @@ def mode_table(modes: Sequence[Mapping[str, Any]]) -> Table:
         modes: of parity.json.
     """
     shown = Table(title="Modes beside the exact way, mean Dice", title_justify="left")
-    shown.add_column("quality")
-    shown.add_column("run by")
-    shown.add_column("region")
-    for name in ("to exact", "to truth", "exact's"):
-        shown.add_column(name, justify="right")
+    shown.add_column("quality", no_wrap=True)
+    shown.add_column("run by", no_wrap=True)
+    shown.add_column("region", no_wrap=True)
+    for name in ("to exact", "to truth", "exact to truth"):
+        shown.add_column(name, justify="right", min_width=6)
     shown.add_column("times faster", justify="right")
-    shown.add_column("verdict")
+    shown.add_column("verdict", min_width=7)
     for one in modes:
         scored = [case["dice_to_truth"] for case in one["cases"] if "dice_to_truth" in case]
         faster = "" if one["times_faster"] is None else f"{one['times_faster']:.1f}"
