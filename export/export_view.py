@@ -122,7 +122,7 @@ def mode_table(modes: Sequence[Mapping[str, Any]]) -> Table:
     for name in ("to exact", "to truth", "exact to truth"):
         shown.add_column(name, justify="right", min_width=6)
     shown.add_column("times faster", justify="right")
-    shown.add_column("verdict", min_width=7)
+    shown.add_column("gate")
     for one in modes:
         scored = [case["dice_to_truth"] for case in one["cases"] if "dice_to_truth" in case]
         faster = "" if one["times_faster"] is None else f"{one['times_faster']:.1f}"
