@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from runtime.atomic import unwritable
 from runtime.bounded import read_json
-from runtime.case import Case, holds_images
+from runtime.case import Case, Source, holds_images
 from runtime.errors import InputError, UsageError
 from runtime.labels import Convention
 from runtime.model_dir import sha256_of
@@ -190,12 +190,20 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             )
             and sidecar["inputs"]
             == {
-                modality: {"sha256": stored_digest(source.path)}
+                modality: input_entry(source, stored_digest(source.path))
                 for modality, source in case.images.items()
             }
         )
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return False
+
+
+def input_entry(source: Source, sha256: str) -> dict[str, Any]:
+    """What a sidecar says of one modality's source, whose bytes have this hash: of a 4D file, which
+    all modalities share, the frame as well.
+    """
+    entry: dict[str, Any] = {"sha256": sha256}
+    return entry if source.channel is None else entry | {"channel": source.channel}
 
 
 def _terms(settings: dict[str, Any]) -> dict[str, Any]:

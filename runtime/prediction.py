@@ -13,7 +13,7 @@ from runtime.bounded import read_json
 from runtime.labels import to_convention
 from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
-from runtime.output_plan import OutputPlan
+from runtime.output_plan import OutputPlan, input_entry
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by, written_of
 from runtime.segmenter import Prediction
 from runtime.volumes import volumes_ml
@@ -103,7 +103,7 @@ def _written(
         "research_use": DISCLAIMER,
         "case_id": prediction.volume.case.case_id,
         "inputs": {
-            modality: {"sha256": image.sha256}
+            modality: input_entry(prediction.volume.case.images[modality], image.sha256)
             for modality, image in prediction.volume.images.items()
         },
         "output": output,

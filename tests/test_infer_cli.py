@@ -303,6 +303,65 @@ def test_a_disk_that_fills_up_exits_7_and_leaves_nothing(
     nothing_in(out)
 
 
+@pytest.fixture
+def four_d(tmp_path: Path) -> Path:
+    """A 4D file of four frames in a folder of the decathlon's, without its dataset.json."""
+    path = tmp_path / "Task01" / "imagesTr" / "BRATS_001.nii.gz"
+    path.parent.mkdir(parents=True)
+    frames = np.stack([voxels(index) for index in range(4)], axis=-1)
+    nib.save(nib.Nifti1Image(frames, np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+    return path
+
+
+def test_resuming_does_a_4d_file_again_whose_channels_were_corrected(
+    infer: Any, four_d: Path
+) -> None:
+    right, wrong = ("--channels", "t2,t1ce,t1,flair"), ("--channels", "flair,t1,t1ce,t2")
+    code, err, out = infer(four_d, *right, "-o", four_d.parents[2] / "expected")
+    assert code == 0, err
+    expected = (out.parent / "expected" / "BRATS_001_seg.nii.gz").read_bytes()
+    assert infer(four_d, *wrong)[0] == 0
+    labels, sidecar = out / "BRATS_001_seg.nii.gz", out / "BRATS_001.json"
+    assert labels.read_bytes() != expected
+    assert infer(four_d, *right, "--resume")[0] == 0
+    assert labels.read_bytes() == expected
+    digest = hashlib.sha256(four_d.read_bytes()).hexdigest()
+    assert json.loads(sidecar.read_text())["inputs"] == {
+        name: {"sha256": digest, "channel": channel}
+        for name, channel in zip(MODALITIES, (3, 2, 1, 0), strict=True)
+    }
+    finished = sidecar.read_bytes()
+    assert infer(four_d, *right, "--resume")[0] == 0
+    assert sidecar.read_bytes() == finished  # nothing to do
+    # What an earlier version wrote does not say which frame was which.
+    record = json.loads(finished)
+    for entry in record["inputs"].values():
+        del entry["channel"]
+    sidecar.write_text(json.dumps(record))
+    assert infer(four_d, *right, "--resume")[0] == 0
+    assert json.loads(sidecar.read_text())["inputs"]["t2"]["channel"] == 0
+
+
+def test_resuming_does_a_4d_file_again_whose_dataset_json_was_corrected(
+    infer: Any, four_d: Path
+) -> None:
+    described = four_d.parents[1] / "dataset.json"
+
+    def says(*names: str) -> None:
+        table = {str(number): name for number, name in enumerate(names)}
+        described.write_text(json.dumps({"modality": table}))
+
+    says("T2w", "t1gd", "T1w", "FLAIR")
+    code, err, out = infer(four_d, "-o", four_d.parents[2] / "expected")
+    assert code == 0, err
+    says("FLAIR", "T1w", "t1gd", "T2w")
+    assert infer(four_d)[0] == 0
+    says("T2w", "t1gd", "T1w", "FLAIR")
+    assert infer(four_d, "--resume")[0] == 0
+    name = "BRATS_001_seg.nii.gz"
+    assert (out / name).read_bytes() == (out.parent / "expected" / name).read_bytes()
+
+
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"], ["--resume"]])
 def test_the_folder_of_the_case_is_never_written(
     infer: Any, case_dir: Path, tmp_path: Path, overwrite: list[str]
