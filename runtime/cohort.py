@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from runtime.atomic import check_writable, sweep
 from runtime.case import Case
 from runtime.errors import BratsError, ComputeError, OutputError, UsageError
+from runtime.lock import only_writer
 from runtime.nifti import Volume, load
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.prediction import Look, save
@@ -55,6 +58,26 @@ def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
                     remedy="rename one of the two cases, or give each an output folder of its own",
                 )
     return jobs
+
+
+@contextmanager
+def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[list[Job]]:
+    """Plan every case as its output folder's only writer, which this process stays in the block.
+
+    What is planned was looked at under the lock: another writer may come and go before it is held.
+
+    Raises:
+        UsageError: as for `plan_jobs`; a folder that was not there is then not made.
+        OutputError: another process writes into the folder, or it cannot be made or written.
+    """
+    if not options.directory.is_dir():
+        plan_jobs(cases, options)
+        check_writable(options.directory)
+    with only_writer(options.directory):
+        jobs = plan_jobs(cases, options)
+        check_writable(options.directory)
+        sweep(options.directory)
+        yield jobs
 
 
 def segment_cases(

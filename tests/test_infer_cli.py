@@ -2,11 +2,14 @@
 
 import gzip
 import hashlib
+import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ from runtime import __version__
 from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case
 from runtime.cli.infer import main
+from runtime.errors import OutputError
 from runtime.labels import MODALITIES
+from runtime.lock import only_writer
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_dir import CARD, ONNX_FP32, PARITY, ModelDir
 from runtime.nifti import load
@@ -609,6 +614,80 @@ def test_a_folder_of_cases_that_is_also_the_output_is_refused_before_any_work(
     assert code == 2
     sentence(err, str(case_dir))
     assert sorted(case_dir.parent.rglob("*")) == before
+
+
+MOMENTS = ("runtime.cohort.plan_output", "runtime.atomic.sync_directory")
+"""When the results have been planned, and when their folder has been made."""
+
+
+def let_in(monkeypatch: pytest.MonkeyPatch, moment: str, other: Callable[[], object]) -> None:
+    """Let another writer act right after the first call of a function."""
+    module, name = moment.rsplit(".", 1)
+    original = getattr(importlib.import_module(module), name)
+
+    def called(*given: Any) -> Any:
+        result = original(*given)
+        monkeypatch.setattr(moment, original)
+        other()
+        return result
+
+    monkeypatch.setattr(moment, called)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
+@pytest.mark.parametrize("there", [True, False])
+def test_the_output_folder_is_held_while_cases_are_segmented(
+    infer: Any, case_dir: Path, tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def second() -> None:
+        with pytest.raises(OutputError, match="another process"):
+            only_writer(tmp_path / "out").__enter__()
+        tried.append(True)
+
+    if there:
+        (tmp_path / "out").mkdir()
+    let_in(monkeypatch, "runtime.cohort.save", second)
+    assert infer(case_dir)[0] == 0
+    assert tried
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_writer_that_begins_while_the_folder_is_made_keeps_it(
+    infer: Any, case_dir: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ExitStack()
+
+    def other() -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        held.enter_context(only_writer(tmp_path / "out"))
+
+    with held:
+        let_in(monkeypatch, moment, other)
+        code, err, out = infer(case_dir)
+    assert code == 7
+    sentence(err, "another process that writes into it")
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_another_writer_finished_meanwhile_is_not_overwritten(
+    infer: Any, case_dir: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: dict[str, bytes] = {}
+
+    def other() -> None:
+        assert infer(case_dir, "--overlap", 0)[0] == 0
+        finished.update((path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir())
+
+    let_in(monkeypatch, moment, other)
+    code, err, out = infer(case_dir)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == finished
+    assert sorted(finished) == ["X.json", "X_seg.nii.gz"]
+    assert code == 2
+    sentence(err, "an earlier prediction")
 
 
 def test_an_interrupt_exits_130_and_leaves_nothing(

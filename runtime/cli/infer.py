@@ -169,13 +169,11 @@ def _check(
 def _segment(
     options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
 ) -> int:
-    from runtime.atomic import check_writable, sweep
     from runtime.backends import open_backend, open_spare
     from runtime.cli.infer_log import InferLog
     from runtime.cli.infer_mode import how_to_run
     from runtime.cli.infer_view import InferView
-    from runtime.cohort import plan_jobs, segment_cases
-    from runtime.lock import only_writer
+    from runtime.cohort import claim, segment_cases
     from runtime.model_dir import BUILT_IN, find_model
     from runtime.output_plan import OutputOptions
     from runtime.segmenter import Segmenter
@@ -199,14 +197,7 @@ def _segment(
         options.truth_labels,
     )
     with ExitStack() as held:
-        if options.output.is_dir():
-            held.enter_context(only_writer(options.output))
-        jobs = plan_jobs(cases, output)
-        fresh = not options.output.is_dir()
-        check_writable(options.output)
-        if fresh:
-            held.enter_context(only_writer(options.output))
-        sweep(options.output)
+        jobs = held.enter_context(claim(cases, output))
         wanted, segmenting = how_to_run(options, model, cases, view)
         backend = held.enter_context(closing(open_backend(model, wanted)))
         segmenter = Segmenter(
