@@ -5,6 +5,7 @@ than a program can walk.
 import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -47,10 +48,11 @@ def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not JSON (which has no NaN), or nested deeper than `JSON_DEPTH`.
+        ValueError: not JSON (which has no NaN), nested deeper than `JSON_DEPTH`, or a key twice in
+            one object, of which readers take one or the other.
     """
     try:
-        value = json.loads(data, parse_constant=_no_constant)
+        value = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
     except RecursionError:
         raise ValueError(f"nested deeper than {JSON_DEPTH}") from None
     level = [value]
@@ -79,6 +81,14 @@ def words(error: Exception) -> str:
     """What an error of this module's functions says, in one line."""
     text = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return " ".join(text.split())[:200]
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        doubled = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {doubled!r} twice in one object")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -71,6 +71,12 @@ def test_json_is_as_deep_as_a_program_can_walk() -> None:
             parse_json(text)
 
 
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '[{"b": {"a": 1, "\\u0061": 2}}]'])
+def test_a_key_that_is_there_twice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="the key 'a' twice in one object"):
+        parse_json(text)
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"NaN", b"[Infinity]", b"-Infinity", b"\xff\xfe", b"\0", b"9" * 5000, b"{", b"{a}"],
