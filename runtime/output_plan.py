@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime.atomic import unwritable
-from runtime.bounded import read_json
+from runtime.bounded import digest_of, read_json
 from runtime.case import Case, Source, holds_images
 from runtime.errors import InputError, UsageError
 from runtime.labels import Convention
-from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME, is_ours
 from runtime.nifti_bytes import stored_digest
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by
@@ -158,7 +157,7 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
                 expected="a free name",
                 remedy="use --overwrite to replace it, --resume to keep it, or another -o",
             )
-        changed = path.name in known and known[path.name] != sha256_of(path.read_bytes())
+        changed = path.name in known and known[path.name] != digest_of(path)
         if changed and not options.overwrite:
             raise UsageError(
                 path,
@@ -185,7 +184,7 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and (not plan.looked_at or sidecar["run"].get("truth") == plan.truth)
             and sidecar["output"]["file"] == plan.labels.name
             and all(
-                path.name in known and known[path.name] == sha256_of(path.read_bytes())
+                path.name in known and known[path.name] == digest_of(path)
                 for path in (plan.labels, *plan.looked_at, *probabilities)
             )
             and sidecar["inputs"]

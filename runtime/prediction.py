@@ -9,7 +9,7 @@ from typing import Any
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import as_json, remove, together
-from runtime.bounded import read_json
+from runtime.bounded import digest_of, read_json
 from runtime.labels import to_convention
 from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
@@ -162,7 +162,7 @@ def _keep(plan: OutputPlan, sidecar: dict[str, Any]) -> None:
     ):
         if kind in sidecar[part] or path.name not in known:
             continue
-        if path.is_file() and sha256_of(path.read_bytes()) == known[path.name]:
+        if path.is_file() and digest_of(path) == known[path.name]:
             sidecar[part][kind] = earlier[part][kind]
             if part == "run":
                 sidecar["run"].setdefault("truth", earlier["run"].get("truth"))

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,23 @@ def test_what_has_changed_on_disk_is_not_complete(
 ) -> None:
     change(case, done)
     assert not is_complete(done, case, "ab" * 32, SETTINGS)
+
+
+def test_what_lies_there_is_never_whole_in_memory(
+    case: Case, done: OutputPlan, tmp_path: Path
+) -> None:
+    with done.labels.open("r+b") as file:
+        file.truncate(200 << 20)  # sparse
+    resumed = dataclasses.replace(done, keeps=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="edited"):
+            plan_output(case, OutputOptions(tmp_path / "out", resume=True))
+        assert not is_complete(resumed, case, "ab" * 32, SETTINGS)
+        save(predicted(case), resumed, SETTINGS)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_model_setting_convention_or_name_is_not_complete(

@@ -1,6 +1,5 @@
 """What `brats-infer --check --json FILE` writes."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any, Final
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import check_writable, unwritable, write_json
+from runtime.bounded import read_json
 from runtime.case import Case, holds_images
 from runtime.doctor.dataset import totals
 from runtime.doctor.examine import CaseReport
@@ -159,7 +159,7 @@ def _number(value: float) -> float | None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        value = read_json(path)
+    except ValueError:
         return False
     return isinstance(value, dict) and value.get("command") == _COMMAND and "data_set" in value
