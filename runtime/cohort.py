@@ -1,5 +1,6 @@
 """Segment one case after another; the next one is read while the network runs."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -70,7 +71,8 @@ def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[list[Job]]:
         UsageError: as for `plan_jobs`; a folder that was not there is then not made.
         OutputError: another process writes into the folder, or it cannot be made or written.
     """
-    if not options.directory.is_dir():
+    # Not `Path.is_dir`, which raises where the system does not take the name: planning says so.
+    if not os.path.isdir(options.directory):
         plan_jobs(cases, options)
         check_writable(options.directory)
     with only_writer(options.directory):

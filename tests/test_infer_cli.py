@@ -295,6 +295,16 @@ def test_an_output_that_cannot_be_written_exits_7(
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "b/" + "a" * 300])
+def test_a_name_that_the_system_does_not_take_is_an_output_that_cannot_be_written(
+    infer: Any, case_dir: Path, tmp_path: Path, name: str
+) -> None:
+    for flags in (("-o", tmp_path / name), ("--check", "--json", tmp_path / name)):
+        code, err, _ = infer(case_dir, *flags)
+        assert code == 7, err
+        sentence(err, name, "a place that can be written")
+
+
 def test_a_disk_that_fills_up_exits_7_and_leaves_nothing(
     infer: Any, case_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,8 @@ def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
             that would describe a data set, or the place is inside the folder of a case.
         OutputError: it is a folder, or cannot be written.
     """
-    if path.is_dir():
+    # Not `Path.is_dir`, which raises where the system does not take the name: that is told below.
+    if os.path.isdir(path):
         raise OutputError(
             path, found="a folder", expected="a name for a file", remedy="name a file in it"
         )
