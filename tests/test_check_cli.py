@@ -112,6 +112,16 @@ def test_the_record_never_takes_the_place_of_another_file(
     assert "--check" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="nothing is swept where no locks are")
+def test_what_a_killed_run_left_of_a_record_is_swept(
+    check: Any, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / ".check.json.0123abcd.brats.tmp").write_bytes(b"{")
+    check(root, "--json", tmp_path / "made" / "check.json")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["check.json"]
+
+
 def test_a_file_in_the_place_of_the_record_is_not_read_without_a_bound(tmp_path: Path) -> None:
     with (tmp_path / "check.json").open("wb") as file:
         file.truncate(200 * MIB)  # sparse

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime import DISCLAIMER, __version__
-from runtime.atomic import check_writable, unwritable, write_json
+from runtime.atomic import check_writable, sweep, unwritable, write_json
 from runtime.bounded import read_json
 from runtime.case import Case, holds_images
 from runtime.doctor.dataset import totals
@@ -22,7 +22,8 @@ _COMMAND: Final = "brats-infer --check"
 
 
 def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
-    """Look at the place of the record before any case is read.
+    """Look at the place of the record before any case is read, and remove what killed runs left
+    half-written there.
 
     Args:
         path: of the record.
@@ -70,6 +71,7 @@ def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
     except OSError as error:
         raise unwritable(path, error) from error
     check_writable(path.parent)
+    sweep(path.parent)
 
 
 def write_record(
