@@ -56,6 +56,8 @@ class OutputPlan:
             as the command says; None without truth, or where they were not asked for.
         keeps: whether what an earlier run has made of the same label map stays beside it, though
             nobody has asked for it again.
+        overwrite: whether files that are ours may be replaced, edited ones too; with ``keeps``
+            those that are as they were written.
     """
 
     labels: Path
@@ -69,6 +71,7 @@ class OutputPlan:
     warnings: tuple[str, ...]
     truth: dict[str, str | None] | None = None
     keeps: bool = False
+    overwrite: bool = False
 
     def files(self) -> tuple[Path, ...]:
         """Every file that a run on this case writes, or removes as a leftover of an earlier one."""
@@ -89,6 +92,7 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
     Raises:
         UsageError: the place is the case's own folder, holds a file that is not ours, or holds
             ours and neither ``overwrite`` nor ``resume`` is set.
+        OutputError: the place cannot be looked at.
     """
     _refuse_input_folders(case, options.directory)
     names = [f"{case.case_id}_seg.nii.gz", f"{case.case_id}.nii.gz"]
@@ -113,59 +117,76 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
         warnings=warnings,
         truth=_truth(case, options) if options.preview or options.report else None,
         keeps=options.resume and not options.overwrite,
+        overwrite=options.overwrite,
     )
+    check_places(plan)
+    return plan
+
+
+def check_places(plan: OutputPlan) -> None:
+    """Look at what lies where a case's files are to go: once more right before they do, as a run
+    may take hours.
+
+    Raises:
+        UsageError: as for `plan_output`.
+        OutputError: it cannot be looked at.
+    """
     known = written_by(plan.sidecar)
     for path in plan.files():
-        if len(os.fsencode(path.name)) > _LONGEST_NAME:
-            raise UsageError(
-                path,
-                found=f"a name of {len(os.fsencode(path.name))} bytes",
-                expected=f"{_LONGEST_NAME} at most, as file systems take them",
-                remedy="rename the case",
-            )
-        if not path.exists():
-            continue
-        if not path.is_file():
-            raise UsageError(
-                path,
-                found="something that is no file",
-                expected="a free name",
-                remedy="choose another folder with -o or move it away",
-            )
-        owner = owner_of(path, plan.sidecar)
-        if owner is not None:
-            if path == plan.other_labels:
-                continue
-            raise UsageError(
-                path,
-                found=f"a file of another case, which {owner.name} vouches for",
-                expected="a free name",
-                remedy="rename one of the two cases, or choose another folder with -o",
-            )
-        ours = _is_ours(path, plan, known)
-        if not ours:
-            raise UsageError(
-                path,
-                found="a file that this toolkit did not write",
-                expected="a free name",
-                remedy="choose another folder with -o or move the file away",
-            )
-        if not options.overwrite and not options.resume:
-            raise UsageError(
-                path,
-                found="an earlier prediction",
-                expected="a free name",
-                remedy="use --overwrite to replace it, --resume to keep it, or another -o",
-            )
-        changed = path.name in known and known[path.name] != digest_of(path)
-        if changed and not options.overwrite:
-            raise UsageError(
-                path,
-                found="a prediction that was edited after it was written",
-                expected="the file that its sidecar names",
-                remedy="move it away to keep it, or replace it with --overwrite",
-            )
-    return plan
+        try:
+            _check_place(path, plan, known)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def _check_place(path: Path, plan: OutputPlan, known: dict[str, str]) -> None:
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UsageError(
+            path,
+            found=f"a name of {len(os.fsencode(path.name))} bytes",
+            expected=f"{_LONGEST_NAME} at most, as file systems take them",
+            remedy="rename the case",
+        )
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UsageError(
+            path,
+            found="something that is no file",
+            expected="a free name",
+            remedy="choose another folder with -o or move it away",
+        )
+    owner = owner_of(path, plan.sidecar)
+    if owner is not None:
+        if path == plan.other_labels:
+            return
+        raise UsageError(
+            path,
+            found=f"a file of another case, which {owner.name} vouches for",
+            expected="a free name",
+            remedy="rename one of the two cases, or choose another folder with -o",
+        )
+    if not _is_ours(path, plan, known):
+        raise UsageError(
+            path,
+            found="a file that this toolkit did not write",
+            expected="a free name",
+            remedy="choose another folder with -o or move the file away",
+        )
+    if not (plan.overwrite or plan.keeps):
+        raise UsageError(
+            path,
+            found="an earlier prediction",
+            expected="a free name",
+            remedy="use --overwrite to replace it, --resume to keep it, or another -o",
+        )
+    if path.name in known and not plan.overwrite and known[path.name] != digest_of(path):
+        raise UsageError(
+            path,
+            found="a prediction that was edited after it was written",
+            expected="the file that its sidecar names",
+            remedy="move it away to keep it, or replace it with --overwrite",
+        )
 
 
 def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[str, Any]) -> bool:

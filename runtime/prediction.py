@@ -13,7 +13,7 @@ from runtime.bounded import digest_of, read_json
 from runtime.labels import to_convention
 from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
-from runtime.output_plan import OutputPlan, input_entry
+from runtime.output_plan import OutputPlan, check_places, input_entry
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by, written_of
 from runtime.segmenter import Prediction
 from runtime.volumes import volumes_ml
@@ -57,10 +57,13 @@ def save(
 
     Raises:
         OutputError: a file cannot be written.
+        UsageError: something has come into its place since `plan_output` that may not be replaced;
+            it is left as it is, and nothing is written.
     """
     with together() as files, together() as record:
         sidecar = _written(prediction, plan, settings or {}, load_seconds, look, files.write)
         record.write(plan.sidecar, as_json(sidecar))
+        check_places(plan)
         # Until here nothing of an earlier result has been touched. Its sidecar would vouch for the
         # new label map until it is replaced; so it goes first.
         vouched = written_of(sidecar)

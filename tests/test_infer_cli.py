@@ -700,6 +700,24 @@ def test_what_another_writer_finished_meanwhile_is_not_overwritten(
     sentence(err, "an earlier prediction")
 
 
+def test_a_file_that_comes_during_a_run_costs_its_case_alone(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "YZ":
+        folder = Path(shutil.copytree(case_dir, tmp_path / "data" / name))
+        for path in folder.iterdir():
+            path.rename(folder / path.name.replace("X_", f"{name}_"))
+    foreign = tmp_path / "out" / "Y_seg.nii.gz"
+    let_in(monkeypatch, "runtime.cohort.save", lambda: foreign.write_bytes(b"mine"))
+    code, err, out = infer(tmp_path / "data")
+    assert code == 6
+    assert f"{foreign}: found a file that this toolkit did not write" in err
+    assert foreign.read_bytes() == b"mine"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "X.json", "X_seg.nii.gz", "Y_seg.nii.gz", "Z.json", "Z_seg.nii.gz",
+    ]  # fmt: skip
+
+
 def test_an_interrupt_exits_130_and_leaves_nothing(
     infer: Any, case_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
