@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from runtime.atomic import check_writable, sweep
 from runtime.case import Case
 from runtime.errors import BratsError, ComputeError, OutputError, UsageError
-from runtime.lock import only_writer
+from runtime.lock import Held, only_writer
 from runtime.nifti import Volume, load
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.prediction import Look, save
@@ -62,7 +63,7 @@ def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
 
 
 @contextmanager
-def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[list[Job]]:
+def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[tuple[list[Job], Held]]:
     """Plan every case as its output folder's only writer, which this process stays in the block.
 
     What is planned was looked at under the lock: another writer may come and go before it is held.
@@ -75,11 +76,11 @@ def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[list[Job]]:
     if not os.path.isdir(options.directory):
         plan_jobs(cases, options)
         check_writable(options.directory)
-    with only_writer(options.directory):
+    with only_writer(options.directory) as held:
         jobs = plan_jobs(cases, options)
         check_writable(options.directory)
         sweep(options.directory)
-        yield jobs
+        yield jobs, held
 
 
 def segment_cases(
@@ -89,6 +90,7 @@ def segment_cases(
     resume: bool = False,
     progress: WindowProgress | None = None,
     look: Look | None = None,
+    held: Held | None = None,
 ) -> Iterator[Outcome]:
     """Segment and save, in order; a bad case does not stop the others.
 
@@ -98,11 +100,14 @@ def segment_cases(
         resume: leave out cases whose earlier result still stands.
         progress: called after each step of windows.
         look: draws the pages that lie beside a label map.
+        held: the output folder, as of `claim`.
 
     Raises:
-        OutputError: an output cannot be written: then none of those that follow could be either.
+        OutputError: an output cannot be written, or the output folder is not in its place any more:
+            then none of those that follow could be either.
     """
     settings = {"backend": segmenter.backend.info.name, **asdict(segmenter.options)}
+    keep = partial(save, settings=settings, look=look, held=held)
     model = segmenter.backend.info.sha256
     waiting = [
         job for job in jobs if not (resume and is_complete(job.plan, job.case, model, settings))
@@ -119,7 +124,7 @@ def segment_cases(
                 futures.append(reader.submit(_load, waiting[index + 1].case))
             try:
                 volume, seconds = loaded.result()
-                yield _segment(job, volume, seconds, segmenter, settings, progress, look)
+                yield _segment(job, volume, seconds, segmenter, keep, progress)
             except OutputError:
                 raise
             except (BratsError, MemoryError) as error:
@@ -150,13 +155,13 @@ def _segment(
     volume: Volume,
     load_seconds: float,
     segmenter: Segmenter,
-    settings: dict[str, Any],
+    keep: Callable[..., dict[str, Any]],
     progress: WindowProgress | None,
-    look: Look | None,
 ) -> Outcome:
     def tell(done: int, total: int) -> None:
         if progress is not None:
             progress(job.case, done, total)
 
-    sidecar = save(segmenter.segment(volume, tell), job.plan, settings, load_seconds, look)
+    prediction = segmenter.segment(volume, tell)
+    sidecar = keep(prediction, job.plan, load_seconds=load_seconds)
     return Outcome(job.case, job.plan, sidecar)

@@ -11,6 +11,7 @@ from runtime import DISCLAIMER, __version__
 from runtime.atomic import as_json, remove, together
 from runtime.bounded import digest_of, read_json
 from runtime.labels import to_convention
+from runtime.lock import Held
 from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
 from runtime.output_plan import OutputPlan, check_places, input_entry
@@ -42,6 +43,7 @@ def save(
     settings: dict[str, Any] | None = None,
     load_seconds: float | None = None,
     look: Look | None = None,
+    held: Held | None = None,
 ) -> dict[str, Any]:
     """Write label map, probabilities if there are any, pages if there are to be, then the sidecar.
 
@@ -51,18 +53,23 @@ def save(
         settings: the options that shape the result, for `is_complete`.
         load_seconds: time spent reading the case.
         look: draws the pages.
+        held: the output folder, which is then to be in its place.
 
     Returns:
         The sidecar's content.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or the folder is not the one that is held.
         UsageError: something has come into its place since `plan_output` that may not be replaced;
             it is left as it is, and nothing is written.
     """
+    if held is not None:
+        held.check()  # or it would be made anew, without what is in it
     with together() as files, together() as record:
         sidecar = _written(prediction, plan, settings or {}, load_seconds, look, files.write)
         record.write(plan.sidecar, as_json(sidecar))
+        if held is not None:
+            held.check()
         check_places(plan)
         # Until here nothing of an earlier result has been touched. Its sidecar would vouch for the
         # new label map until it is replaced; so it goes first.

@@ -635,10 +635,13 @@ def let_in(monkeypatch: pytest.MonkeyPatch, moment: str, other: Callable[[], obj
     module, name = moment.rsplit(".", 1)
     original = getattr(importlib.import_module(module), name)
 
-    def called(*given: Any) -> Any:
-        result = original(*given)
-        monkeypatch.setattr(moment, original)
-        other()
+    acted = []
+
+    def called(*given: Any, **named: Any) -> Any:
+        result = original(*given, **named)
+        if not acted:
+            acted.append(True)
+            other()
         return result
 
     monkeypatch.setattr(moment, called)
@@ -700,13 +703,41 @@ def test_what_another_writer_finished_meanwhile_is_not_overwritten(
     sentence(err, "an earlier prediction")
 
 
+def two_more(case_dir: Path) -> None:
+    for name in "YZ":
+        folder = Path(shutil.copytree(case_dir, case_dir.parent / name))
+        for path in folder.iterdir():
+            path.rename(folder / path.name.replace("X_", f"{name}_"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system opens no folders")
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_output_folder_that_is_moved_away_ends_the_run(
+    infer: Any, case_dir: Path, tmp_path: Path, anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_more(case_dir)
+
+    def moved() -> None:
+        (tmp_path / "out").rename(tmp_path / "aside")
+        if anew:
+            (tmp_path / "out").mkdir()
+
+    let_in(monkeypatch, "runtime.cohort.save", moved)
+    code, err, out = infer(tmp_path / "data")
+    assert code == 7
+    sentence(err, str(out), "no longer the folder that this run began to write into", "--resume")
+    assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == [
+        "X.json",
+        "X_seg.nii.gz",
+    ]
+    assert out.exists() == anew
+    assert not anew or list(out.iterdir()) == []
+
+
 def test_a_file_that_comes_during_a_run_costs_its_case_alone(
     infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in "YZ":
-        folder = Path(shutil.copytree(case_dir, tmp_path / "data" / name))
-        for path in folder.iterdir():
-            path.rename(folder / path.name.replace("X_", f"{name}_"))
+    two_more(case_dir)
     foreign = tmp_path / "out" / "Y_seg.nii.gz"
     let_in(monkeypatch, "runtime.cohort.save", lambda: foreign.write_bytes(b"mine"))
     code, err, out = infer(tmp_path / "data")

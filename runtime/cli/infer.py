@@ -197,7 +197,7 @@ def _segment(
         options.truth_labels,
     )
     with ExitStack() as held:
-        jobs = held.enter_context(claim(cases, output))
+        jobs, folder = held.enter_context(claim(cases, output))
         wanted, segmenting = how_to_run(options, model, cases, view)
         backend = held.enter_context(closing(open_backend(model, wanted)))
         segmenter = Segmenter(
@@ -217,6 +217,7 @@ def _segment(
                 resume=options.resume,
                 progress=view.progress,
                 look=_look(options, view),
+                held=folder,
             ):
                 if outcome.error is not None:
                     failed.append(outcome.error)
