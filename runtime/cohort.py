@@ -40,6 +40,15 @@ class Outcome:
     sidecar: dict[str, Any] | None = None
     error: BratsError | None = None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be told of a case that was done."""
+        if self.sidecar is None:
+            return ()
+        removed = ", ".join(self.sidecar["run"].get("removed", ()))
+        told = f"removed, as it showed an earlier result that is replaced: {removed}"
+        return (*self.sidecar["warnings"], *((told,) if removed else ()))
+
 
 def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
     """Decide and check every output before the first case is run.

@@ -2,6 +2,7 @@
 the commit record.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -56,7 +57,8 @@ def save(
         held: the output folder, which is then to be in its place.
 
     Returns:
-        The sidecar's content.
+        The sidecar's content; its run.removed names what an earlier result has lost although the
+        plan keeps what it can.
 
     Raises:
         OutputError: a file cannot be written, or the folder is not the one that is held.
@@ -67,16 +69,24 @@ def save(
         held.check()  # or it would be made anew, without what is in it
     with together() as files, together() as record:
         sidecar = _written(prediction, plan, settings or {}, load_seconds, look, files.write)
+        vouched = written_of(sidecar)
+        leftovers = [
+            path
+            for path in plan.beside()
+            if path.name not in vouched
+            and os.path.lexists(path)
+            and owner_of(path, plan.sidecar) is None
+        ]
+        if leftovers and plan.keeps:
+            sidecar["run"]["removed"] = [path.name for path in leftovers]
         record.write(plan.sidecar, as_json(sidecar))
         if held is not None:
             held.check()
         check_places(plan)
         # Until here nothing of an earlier result has been touched. Its sidecar would vouch for the
         # new label map until it is replaced; so it goes first.
-        vouched = written_of(sidecar)
-        for path in (plan.sidecar, *plan.beside()):
-            if path.name not in vouched and owner_of(path, plan.sidecar) is None:
-                remove(path)
+        for path in (plan.sidecar, *leftovers):
+            remove(path)
         files.place()
         record.place()
     return sidecar

@@ -703,6 +703,37 @@ def test_what_another_writer_finished_meanwhile_is_not_overwritten(
     sentence(err, "an earlier prediction")
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_resuming_says_what_it_removes_beside_a_lost_or_another_label_map(
+    infer: Any, case_dir: Path, lost: bool
+) -> None:
+    (case_dir / "X_seg.nii.gz").unlink()
+    beside = ["X_prob.nii.gz", "X_preview.png", "X_report.html"]
+    _, err, out = infer(case_dir, "--probabilities", "--preview", "--report")
+    assert "removed" not in err
+    if lost:
+        (out / "X.json").unlink()
+    else:
+        image(case_dir, "t2", voxels(9))
+    code, err, _ = infer(case_dir, "--resume")
+    assert code == 0
+    (told,) = [line for line in err.splitlines() if "removed" in line]
+    assert told.endswith(
+        f"removed, as it showed an earlier result that is replaced: {', '.join(beside)}"
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["X.json", "X_seg.nii.gz"]
+    assert json.loads((out / "X.json").read_text())["run"]["removed"] == beside
+    code, err, _ = infer(case_dir, "--overwrite", "--report")
+    assert "removed" not in err
+    image(case_dir, "t1", voxels(10))
+    code, err, _ = infer(case_dir, "--resume", "--log-json")
+    assert [
+        (one["level"], one["event"], one["text"].rpartition(": ")[2])
+        for one in map(json.loads, err.splitlines())
+        if "removed" in one.get("text", "")
+    ] == [("warning", "note", "X_report.html")]
+
+
 def two_more(case_dir: Path) -> None:
     for name in "YZ":
         folder = Path(shutil.copytree(case_dir, case_dir.parent / name))
