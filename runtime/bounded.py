@@ -2,9 +2,14 @@
 than a program can walk.
 """
 
+import hashlib
+import io
 import json
 import os
 import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -25,13 +30,8 @@ def read_bounded(path: Path, at_most: int, exactly: int | None = None) -> bytes:
         OSError: the system does not open or read it.
         ValueError: a folder, a device, a pipe or a socket; or longer, or not as long; in words.
     """
-    # Opened without waiting: a pipe that nobody writes to would hold a program for ever.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    with _opened(path) as file:
         found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            folder = stat.S_ISDIR(found.st_mode)
-            raise ValueError("a folder" if folder else "a pipe, a device or a socket")
         if exactly is not None and found.st_size != exactly:
             raise ValueError(f"{found.st_size} bytes instead of {exactly}")
         if found.st_size > at_most:
@@ -43,14 +43,37 @@ def read_bounded(path: Path, at_most: int, exactly: int | None = None) -> bytes:
     return data
 
 
+def digest_of(path: Path) -> str:
+    """Hex SHA-256 of a regular file, of which no more than a part is in memory.
+
+    Raises:
+        OSError, ValueError: as of `read_bounded`, whatever its size.
+    """
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader]:
+    # Opened without waiting: a pipe that nobody writes to would hold a program for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            folder = stat.S_ISDIR(mode)
+            raise ValueError("a folder" if folder else "a pipe, a device or a socket")
+        yield file
+
+
 def parse_json(data: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not JSON (which has no NaN), or nested deeper than `JSON_DEPTH`.
+        ValueError: not JSON (which has no NaN), nested deeper than `JSON_DEPTH`, or a key twice in
+            one object, of which readers take one or the other.
     """
     try:
-        value = json.loads(data, parse_constant=_no_constant)
+        value = json.loads(data, parse_constant=_no_constant, object_pairs_hook=_without_doubles)
     except RecursionError:
         raise ValueError(f"nested deeper than {JSON_DEPTH}") from None
     level = [value]
@@ -79,6 +102,14 @@ def words(error: Exception) -> str:
     """What an error of this module's functions says, in one line."""
     text = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
     return " ".join(text.split())[:200]
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        doubled = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {doubled!r} twice in one object")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -313,19 +313,18 @@ def _nnunet_case(
     folder: Path, prefix: str, files: list[NamedFile], channels: Sequence[str] | None
 ) -> Case:
     description = read_dataset_json(folder)
-    names = channels or channel_names(description, folder, prefix)
+    names = dict(enumerate(channels or ())) or channel_names(description, folder, prefix)
     sources: dict[str, Source] = {}
     for file in files:
-        index = int(file.token)
-        if index >= len(names):
+        number = int(file.token)
+        if number not in names:
             raise InputError(
                 file.path,
-                found=f"channel {index}",
-                expected=f"channels 0 to {len(names) - 1} ({', '.join(names)})",
+                found=f"channel {number}",
+                expected="channel " + " or ".join(f"{key} ({names[key]})" for key in names),
                 remedy="correct dataset.json or --channels",
             )
-        modality = names[index]
-        _add(sources, modality, file.path)
+        _add(sources, names[number], file.path)
     return Case(
         case_id=prefix,
         images={name: sources[name] for name in MODALITIES if name in sources},
@@ -338,10 +337,11 @@ def _nnunet_case(
 def _four_d_case(path: Path, channels: Sequence[str] | None) -> Case:
     case_id = stem_of(path)
     description = read_dataset_json(path.parent)
-    names = channels or channel_names(description, path, case_id)
+    names = dict(enumerate(channels or ())) or channel_names(description, path, case_id)
+    frames = {modality: number for number, modality in names.items()}
     return Case(
         case_id=case_id,
-        images={name: Source(path, names.index(name)) for name in MODALITIES if name in names},
+        images={name: Source(path, frames[name]) for name in MODALITIES if name in frames},
         labels=label_beside(path.parent, case_id),
         dialect=Dialect.MSD,
         convention=convention_of(description),

@@ -1,14 +1,19 @@
 """Segment one case after another; the next one is read while the network runs."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from runtime.atomic import check_writable, sweep
 from runtime.case import Case
 from runtime.errors import BratsError, ComputeError, OutputError, UsageError
+from runtime.lock import Held, only_writer
 from runtime.nifti import Volume, load
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.prediction import Look, save
@@ -35,6 +40,15 @@ class Outcome:
     sidecar: dict[str, Any] | None = None
     error: BratsError | None = None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is to be told of a case that was done."""
+        if self.sidecar is None:
+            return ()
+        removed = ", ".join(self.sidecar["run"].get("removed", ()))
+        told = f"removed, as it showed an earlier result that is replaced: {removed}"
+        return (*self.sidecar["warnings"], *((told,) if removed else ()))
+
 
 def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
     """Decide and check every output before the first case is run.
@@ -57,6 +71,27 @@ def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
     return jobs
 
 
+@contextmanager
+def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[tuple[list[Job], Held]]:
+    """Plan every case as its output folder's only writer, which this process stays in the block.
+
+    What is planned was looked at under the lock: another writer may come and go before it is held.
+
+    Raises:
+        UsageError: as for `plan_jobs`; a folder that was not there is then not made.
+        OutputError: another process writes into the folder, or it cannot be made or written.
+    """
+    # Not `Path.is_dir`, which raises where the system does not take the name: planning says so.
+    if not os.path.isdir(options.directory):
+        plan_jobs(cases, options)
+        check_writable(options.directory)
+    with only_writer(options.directory) as held:
+        jobs = plan_jobs(cases, options)
+        check_writable(options.directory)
+        sweep(options.directory)
+        yield jobs, held
+
+
 def segment_cases(
     jobs: Sequence[Job],
     segmenter: Segmenter,
@@ -65,6 +100,7 @@ def segment_cases(
     as_good: Sequence[tuple[str, SegmentOptions]] = (),
     progress: WindowProgress | None = None,
     look: Look | None = None,
+    held: Held | None = None,
 ) -> Iterator[Outcome]:
     """Segment and save, in order; a bad case does not stop the others.
 
@@ -75,9 +111,11 @@ def segment_cases(
         as_good: other graphs, by their hashes, and options whose results stand as well.
         progress: called after each step of windows.
         look: draws the pages that lie beside a label map.
+        held: the output folder, as of `claim`.
 
     Raises:
-        OutputError: an output cannot be written: then none of those that follow could be either.
+        OutputError: an output cannot be written, or the output folder is not in its place any more:
+            then none of those that follow could be either.
     """
     info = segmenter.backend.info
     settings, *others = (
@@ -85,6 +123,7 @@ def segment_cases(
         for options in (segmenter.options, *(options for _, options in as_good))
     )
     known = [(info.sha256, settings), *zip((graph for graph, _ in as_good), others, strict=True)]
+    keep = partial(save, settings=settings, look=look, held=held)
     waiting = [
         job
         for job in jobs
@@ -102,7 +141,7 @@ def segment_cases(
                 futures.append(reader.submit(_load, waiting[index + 1].case))
             try:
                 volume, seconds = loaded.result()
-                yield _segment(job, volume, seconds, segmenter, settings, progress, look)
+                yield _segment(job, volume, seconds, segmenter, keep, progress)
             except OutputError:
                 raise
             except (BratsError, MemoryError) as error:
@@ -133,13 +172,13 @@ def _segment(
     volume: Volume,
     load_seconds: float,
     segmenter: Segmenter,
-    settings: dict[str, Any],
+    keep: Callable[..., dict[str, Any]],
     progress: WindowProgress | None,
-    look: Look | None,
 ) -> Outcome:
     def tell(done: int, total: int) -> None:
         if progress is not None:
             progress(job.case, done, total)
 
-    sidecar = save(segmenter.segment(volume, tell), job.plan, settings, load_seconds, look)
+    prediction = segmenter.segment(volume, tell)
+    sidecar = keep(prediction, job.plan, load_seconds=load_seconds)
     return Outcome(job.case, job.plan, sidecar)

@@ -41,21 +41,52 @@ def read_dataset_json(folder: Path) -> Mapping[str, Any]:
     return {}
 
 
-def channel_names(description: Mapping[str, Any], where: Path, case_id: str) -> list[str]:
-    table = description.get("channel_names") or description.get("modality")
-    if not isinstance(table, dict) or not all(_is_number(key) for key in table):
+def channel_names(description: Mapping[str, Any], where: Path, case_id: str) -> dict[int, str]:
+    """Number of a file or a frame to modality, as a dataset.json says; numbers may be left out.
+
+    Args:
+        description: of `read_dataset_json`.
+        where: the files, for the error.
+        case_id: of the case, for the error.
+
+    Raises:
+        UsageError: it names no channels, or others than modalities.
+        InputError: it says two things of one channel.
+    """
+    tables = [description.get(key) for key in ("channel_names", "modality")]
+    numbered = [table for table in tables if table and _is_numbered(table)]
+    table = tables[0] or tables[1]
+    if not table or not _is_numbered(table):
         raise UsageError(
             where,
             found=f"numbered channels ({case_id}) and no dataset.json that names them",
             expected="a modality for each channel",
             remedy="name them in order, for example --channels flair,t1,t1ce,t2",
         )
-    ordered = [str(table[key]) for key in sorted(table, key=int)]
-    return resolve_channels(where, ordered)
+    if any(len({int(key) for key in one}) < len(one) for one in numbered):
+        raise _contradiction(where, "one channel twice")
+    names = {int(key): str(table[key]) for key in sorted(table, key=int)}
+    channels = dict(zip(names, resolve_channels(where, list(names.values())), strict=True))
+    for key, name in ((key, name) for one in numbered for key, name in one.items()):
+        number, modality = int(key), _modality(str(name))
+        if modality and channels.get(number, modality) != modality:
+            raise _contradiction(where, f"channel {number} as {channels[number]} and as {modality}")
+        if modality in channels.values() and number not in channels:
+            raise _contradiction(where, f"{modality} on two channels")
+    return channels
+
+
+def _contradiction(where: Path, found: str) -> InputError:
+    return InputError(
+        where,
+        found=f"a dataset.json that names {found}",
+        expected="one modality for each channel",
+        remedy="correct it, or name the channels in order, such as --channels flair,t1,t1ce,t2",
+    )
 
 
 def resolve_channels(where: str | Path, names: Sequence[str]) -> list[str]:
-    resolved = [ALIASES.get(re.sub(r"[^a-z0-9]", "", name.lower()), "") for name in names]
+    resolved = [_modality(name) for name in names]
     if "" in resolved or len(set(resolved)) != len(resolved):
         raise UsageError(
             where,
@@ -92,6 +123,15 @@ def convention_of(description: Mapping[str, Any]) -> Convention | None:
     if edema == [2]:
         return Convention.BRATS2023
     return None
+
+
+def _modality(name: str) -> str:
+    """Ours of a channel's name; empty where it is none."""
+    return ALIASES.get(re.sub(r"[^a-z0-9]", "", name.lower()), "")
+
+
+def _is_numbered(table: object) -> bool:
+    return isinstance(table, dict) and all(_is_number(key) for key in table)
 
 
 def _is_number(value: object) -> bool:

@@ -123,10 +123,16 @@ def from_convention(
     return table[as_bytes]
 
 
+def as_text(value: Any) -> str:
+    """A stored value in short, but never one that is no label as if it were: 1.0000001 is not 1."""
+    short = f"{value:g}"
+    return short if float(short) == value else str(value)
+
+
 def _reject(
     values: npt.NDArray[Any], convention: Convention, where: str | PathLike[str], flag: str
 ) -> None:
-    shown = ", ".join(f"{value:g}" for value in values[:8]) + (", ..." if len(values) > 8 else "")
+    shown = ", ".join(map(as_text, values[:8])) + (", ..." if len(values) > 8 else "")
     allowed = ", ".join(str(value) for value in (0, *_FROM_DISK[convention]))
     raise InputError(
         where,

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import OutputError
@@ -30,8 +31,41 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Held:
+    """A folder that this process writes into.
+
+    Attributes:
+        directory: its path.
+        descriptor: by which it is open; None where the system opens no folders.
+    """
+
+    directory: Path
+    descriptor: int | None
+
+    def check(self) -> None:
+        """Make sure that the path still leads to this folder, as a lock holds the folder alone.
+
+        Raises:
+            OutputError: it was removed, renamed or replaced.
+        """
+        if self.descriptor is None:
+            return
+        try:
+            same = os.path.samestat(os.stat(self.directory), os.fstat(self.descriptor))
+        except OSError:
+            same = False
+        if not same:
+            raise OutputError(
+                self.directory,
+                found="no longer the folder that this run began to write into",
+                expected="it to stay in its place until the run ends",
+                remedy="put it back if it was moved, and run again with --resume",
+            )
+
+
 @contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path) -> Iterator[Held]:
     """Keep every other command that asks for the same out of a folder.
 
     Where the file system has no locks nobody is kept out.
@@ -39,11 +73,14 @@ def only_writer(directory: Path) -> Iterator[None]:
     Args:
         directory: an existing folder.
 
+    Returns:
+        What is held, which says whether it is still in its place.
+
     Raises:
         OutputError: another process holds it, or it cannot be opened.
     """
     if sys.platform == "win32":  # a folder cannot be opened there
-        yield
+        yield Held(directory, None)
         return
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -62,7 +99,7 @@ def only_writer(directory: Path) -> Iterator[None]:
                 expected="one writer at a time",
                 remedy="wait for it, or choose another output",
             )
-        yield
+        yield Held(directory, descriptor)
     finally:
         # Nothing was written through it that a failure to close could lose.
         with suppress(OSError):

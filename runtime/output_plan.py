@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime.atomic import unwritable
-from runtime.bounded import read_json
-from runtime.case import Case, holds_images
+from runtime.bounded import digest_of, read_json
+from runtime.case import Case, Source, holds_images
 from runtime.errors import InputError, UsageError
 from runtime.labels import Convention
-from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME, is_ours
 from runtime.nifti_bytes import stored_digest
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by
@@ -57,6 +56,8 @@ class OutputPlan:
             as the command says; None without truth, or where they were not asked for.
         keeps: whether what an earlier run has made of the same label map stays beside it, though
             nobody has asked for it again.
+        overwrite: whether files that are ours may be replaced, edited ones too; with ``keeps``
+            those that are as they were written.
     """
 
     labels: Path
@@ -70,6 +71,7 @@ class OutputPlan:
     warnings: tuple[str, ...]
     truth: dict[str, str | None] | None = None
     keeps: bool = False
+    overwrite: bool = False
 
     def files(self) -> tuple[Path, ...]:
         """Every file that a run on this case writes, or removes as a leftover of an earlier one."""
@@ -90,6 +92,7 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
     Raises:
         UsageError: the place is the case's own folder, holds a file that is not ours, or holds
             ours and neither ``overwrite`` nor ``resume`` is set.
+        OutputError: the place cannot be looked at.
     """
     _refuse_input_folders(case, options.directory)
     names = [f"{case.case_id}_seg.nii.gz", f"{case.case_id}.nii.gz"]
@@ -114,59 +117,76 @@ def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
         warnings=warnings,
         truth=_truth(case, options) if options.preview or options.report else None,
         keeps=options.resume and not options.overwrite,
+        overwrite=options.overwrite,
     )
+    check_places(plan)
+    return plan
+
+
+def check_places(plan: OutputPlan) -> None:
+    """Look at what lies where a case's files are to go: once more right before they do, as a run
+    may take hours.
+
+    Raises:
+        UsageError: as for `plan_output`.
+        OutputError: it cannot be looked at.
+    """
     known = written_by(plan.sidecar)
     for path in plan.files():
-        if len(os.fsencode(path.name)) > _LONGEST_NAME:
-            raise UsageError(
-                path,
-                found=f"a name of {len(os.fsencode(path.name))} bytes",
-                expected=f"{_LONGEST_NAME} at most, as file systems take them",
-                remedy="rename the case",
-            )
-        if not path.exists():
-            continue
-        if not path.is_file():
-            raise UsageError(
-                path,
-                found="something that is no file",
-                expected="a free name",
-                remedy="choose another folder with -o or move it away",
-            )
-        owner = owner_of(path, plan.sidecar)
-        if owner is not None:
-            if path == plan.other_labels:
-                continue
-            raise UsageError(
-                path,
-                found=f"a file of another case, which {owner.name} vouches for",
-                expected="a free name",
-                remedy="rename one of the two cases, or choose another folder with -o",
-            )
-        ours = _is_ours(path, plan, known)
-        if not ours:
-            raise UsageError(
-                path,
-                found="a file that this toolkit did not write",
-                expected="a free name",
-                remedy="choose another folder with -o or move the file away",
-            )
-        if not options.overwrite and not options.resume:
-            raise UsageError(
-                path,
-                found="an earlier prediction",
-                expected="a free name",
-                remedy="use --overwrite to replace it, --resume to keep it, or another -o",
-            )
-        changed = path.name in known and known[path.name] != sha256_of(path.read_bytes())
-        if changed and not options.overwrite:
-            raise UsageError(
-                path,
-                found="a prediction that was edited after it was written",
-                expected="the file that its sidecar names",
-                remedy="move it away to keep it, or replace it with --overwrite",
-            )
-    return plan
+        try:
+            _check_place(path, plan, known)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+
+def _check_place(path: Path, plan: OutputPlan, known: dict[str, str]) -> None:
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UsageError(
+            path,
+            found=f"a name of {len(os.fsencode(path.name))} bytes",
+            expected=f"{_LONGEST_NAME} at most, as file systems take them",
+            remedy="rename the case",
+        )
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UsageError(
+            path,
+            found="something that is no file",
+            expected="a free name",
+            remedy="choose another folder with -o or move it away",
+        )
+    owner = owner_of(path, plan.sidecar)
+    if owner is not None:
+        if path == plan.other_labels:
+            return
+        raise UsageError(
+            path,
+            found=f"a file of another case, which {owner.name} vouches for",
+            expected="a free name",
+            remedy="rename one of the two cases, or choose another folder with -o",
+        )
+    if not _is_ours(path, plan, known):
+        raise UsageError(
+            path,
+            found="a file that this toolkit did not write",
+            expected="a free name",
+            remedy="choose another folder with -o or move the file away",
+        )
+    if not (plan.overwrite or plan.keeps):
+        raise UsageError(
+            path,
+            found="an earlier prediction",
+            expected="a free name",
+            remedy="use --overwrite to replace it, --resume to keep it, or another -o",
+        )
+    if path.name in known and not plan.overwrite and known[path.name] != digest_of(path):
+        raise UsageError(
+            path,
+            found="a prediction that was edited after it was written",
+            expected="the file that its sidecar names",
+            remedy="move it away to keep it, or replace it with --overwrite",
+        )
 
 
 def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[str, Any]) -> bool:
@@ -185,17 +205,25 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and (not plan.looked_at or sidecar["run"].get("truth") == plan.truth)
             and sidecar["output"]["file"] == plan.labels.name
             and all(
-                path.name in known and known[path.name] == sha256_of(path.read_bytes())
+                path.name in known and known[path.name] == digest_of(path)
                 for path in (plan.labels, *plan.looked_at, *probabilities)
             )
             and sidecar["inputs"]
             == {
-                modality: {"sha256": stored_digest(source.path)}
+                modality: input_entry(source, stored_digest(source.path))
                 for modality, source in case.images.items()
             }
         )
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return False
+
+
+def input_entry(source: Source, sha256: str) -> dict[str, Any]:
+    """What a sidecar says of one modality's source, whose bytes have this hash: of a 4D file, which
+    all modalities share, the frame as well.
+    """
+    entry: dict[str, Any] = {"sha256": sha256}
+    return entry if source.channel is None else entry | {"channel": source.channel}
 
 
 def _terms(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from runtime.atomic import sweep
 from runtime.errors import UsageError
 from runtime.grid import Grid
 from runtime.labels import MODALITIES, Convention, Label, LabelMap, to_convention
@@ -173,6 +174,8 @@ def write_phantom(
     phantom = phantom_case(seed, case, shape, enhancement)
     truth = to_convention(phantom.labels, Convention.BRATS2020)
     parts: dict[str, npt.NDArray[Any]] = {**phantom.images, "seg": truth}
+    if files["seg"].parent.is_dir():
+        sweep(files["seg"].parent)  # of what a killed run left there
     for name, voxels in parts.items():
         # Truth is not a prediction of ours, so that it goes without that mark.
         write_image(files[name], voxels, phantom.grid, PHANTOM_MARK)

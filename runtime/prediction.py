@@ -2,6 +2,7 @@
 the commit record.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -9,11 +10,12 @@ from typing import Any
 
 from runtime import DISCLAIMER, __version__
 from runtime.atomic import as_json, remove, together
-from runtime.bounded import read_json
+from runtime.bounded import digest_of, read_json
 from runtime.labels import to_convention
+from runtime.lock import Held
 from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
-from runtime.output_plan import OutputPlan
+from runtime.output_plan import OutputPlan, check_places, input_entry
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by, written_of
 from runtime.segmenter import Prediction
 from runtime.volumes import volumes_ml
@@ -42,6 +44,7 @@ def save(
     settings: dict[str, Any] | None = None,
     load_seconds: float | None = None,
     look: Look | None = None,
+    held: Held | None = None,
 ) -> dict[str, Any]:
     """Write label map, probabilities if there are any, pages if there are to be, then the sidecar.
 
@@ -51,22 +54,39 @@ def save(
         settings: the options that shape the result, for `is_complete`.
         load_seconds: time spent reading the case.
         look: draws the pages.
+        held: the output folder, which is then to be in its place.
 
     Returns:
-        The sidecar's content.
+        The sidecar's content; its run.removed names what an earlier result has lost although the
+        plan keeps what it can.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or the folder is not the one that is held.
+        UsageError: something has come into its place since `plan_output` that may not be replaced;
+            it is left as it is, and nothing is written.
     """
+    if held is not None:
+        held.check()  # or it would be made anew, without what is in it
     with together() as files, together() as record:
         sidecar = _written(prediction, plan, settings or {}, load_seconds, look, files.write)
+        vouched = written_of(sidecar)
+        leftovers = [
+            path
+            for path in plan.beside()
+            if path.name not in vouched
+            and os.path.lexists(path)
+            and owner_of(path, plan.sidecar) is None
+        ]
+        if leftovers and plan.keeps:
+            sidecar["run"]["removed"] = [path.name for path in leftovers]
         record.write(plan.sidecar, as_json(sidecar))
+        if held is not None:
+            held.check()
+        check_places(plan)
         # Until here nothing of an earlier result has been touched. Its sidecar would vouch for the
         # new label map until it is replaced; so it goes first.
-        vouched = written_of(sidecar)
-        for path in (plan.sidecar, *plan.beside()):
-            if path.name not in vouched and owner_of(path, plan.sidecar) is None:
-                remove(path)
+        for path in (plan.sidecar, *leftovers):
+            remove(path)
         files.place()
         record.place()
     return sidecar
@@ -103,7 +123,7 @@ def _written(
         "research_use": DISCLAIMER,
         "case_id": prediction.volume.case.case_id,
         "inputs": {
-            modality: {"sha256": image.sha256}
+            modality: input_entry(prediction.volume.case.images[modality], image.sha256)
             for modality, image in prediction.volume.images.items()
         },
         "output": output,
@@ -162,7 +182,7 @@ def _keep(plan: OutputPlan, sidecar: dict[str, Any]) -> None:
     ):
         if kind in sidecar[part] or path.name not in known:
             continue
-        if path.is_file() and sha256_of(path.read_bytes()) == known[path.name]:
+        if path.is_file() and digest_of(path) == known[path.name]:
             sidecar[part][kind] = earlier[part][kind]
             if part == "run":
                 sidecar["run"].setdefault("truth", earlier["run"].get("truth"))

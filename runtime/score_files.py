@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.atomic import check_writable, unwritable
+from runtime.atomic import check_writable, sweep, unwritable
 from runtime.bounded import read_json
 from runtime.errors import OutputError, UsageError
 from runtime.evaluate import case_id_of
@@ -19,7 +19,8 @@ def check_outputs(
 ) -> None:
     """Refuse places where scores cannot be written, or where something else would be lost.
 
-    Only scores that `brats-eval` wrote itself, known by their content, may be replaced.
+    Only scores that `brats-eval` wrote itself, known by their content, may be replaced. What killed
+    runs left half-written in their folders is removed.
 
     Args:
         json_file: of --json.
@@ -49,6 +50,7 @@ def check_outputs(
             raise unwritable(path, error) from error
     for folder in {path.parent for _, path, _ in files}:
         check_writable(folder)
+        sweep(folder)
     for _, path, _ in files:
         # One output's folder may just have been made where another's file should be.
         _refuse_folder(path)

@@ -1,13 +1,15 @@
 """Reading what anybody may have written."""
 
+import hashlib
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime.bounded import JSON_DEPTH, parse_json, read_bounded, read_json
+from runtime.bounded import JSON_DEPTH, MIB, digest_of, parse_json, read_bounded, read_json
 
 
 def test_a_file_comes_back_whole(tmp_path: Path) -> None:
@@ -21,6 +23,23 @@ def test_a_file_comes_back_whole(tmp_path: Path) -> None:
         read_bounded(tmp_path / "f", len(data) - 1)
     with pytest.raises(ValueError, match="256000 bytes instead of 256001"):
         read_bounded(tmp_path / "f", 10**9, exactly=len(data) + 1)
+
+
+def test_a_file_is_hashed_in_parts(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 10**6)
+    with (tmp_path / "f").open("r+b") as file:
+        file.truncate(100 << 20)
+    expected = hashlib.sha256((tmp_path / "f").read_bytes())
+    tracemalloc.start()
+    try:
+        assert digest_of(tmp_path / "f") == expected.hexdigest()
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises((ValueError, OSError), match=r"a folder|Is a directory|a pipe"):
+            digest_of(path)
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
@@ -69,6 +88,12 @@ def test_json_is_as_deep_as_a_program_can_walk() -> None:
     ):
         with pytest.raises(ValueError, match=r"nested deeper than 64"):
             parse_json(text)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '[{"b": {"a": 1, "\\u0061": 2}}]'])
+def test_a_key_that_is_there_twice_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="the key 'a' twice in one object"):
+        parse_json(text)
 
 
 @pytest.mark.parametrize(

@@ -270,12 +270,74 @@ def test_the_decathlon_is_read(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_ten_channels_are_ordered_as_numbers(tmp_path: Path) -> None:
-    """As strings "10" comes before "2"."""
+def test_frames_have_the_numbers_that_name_them(tmp_path: Path) -> None:
+    """Not their places in the table: frames may be left out, and "10" comes before "2"."""
     described(tmp_path, {"modality": {"10": "t2", "2": "t1", "0": "flair", "9": "t1ce"}})
     touch(tmp_path, "imagesTr/B.nii.gz")
     (case,) = find_cases(tmp_path)
-    assert [source.channel for source in case.images.values()] == [0, 1, 2, 3]
+    assert {name: source.channel for name, source in case.images.items()} == {
+        "flair": 0, "t1": 2, "t1ce": 9, "t2": 10,
+    }  # fmt: skip
+
+
+def test_files_have_the_numbers_that_name_them(tmp_path: Path) -> None:
+    names = {"0": "flair", "1": "t1", "3": "t1ce", "7": "t2"}
+    described(tmp_path, {"channel_names": names})
+    touch(tmp_path, *(f"imagesTr/B_000{number}.nii.gz" for number in names))
+    (case,) = find_cases(tmp_path)
+    assert names_of(case) == {name: f"B_000{number}.nii.gz" for number, name in names.items()}
+    (tmp_path / "imagesTr" / "B_0007.nii.gz").rename(tmp_path / "imagesTr" / "B_0002.nii.gz")
+    with pytest.raises(
+        InputError, match=r"channel 2, expected channel 0 \(flair\) or 1 .*7 \(t2\)"
+    ):
+        find_cases(tmp_path)
+
+
+FOUR = {"0": "flair", "1": "t1", "2": "t1ce", "3": "t2"}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps({"modality": {**FOUR, "03": "t2"}}), "one channel twice"),
+        (json.dumps({"modality": {"0": "flair", "00": "t1"}}), "one channel twice"),
+        (json.dumps({"modality": {**FOUR, "02": "MRI"}, "channel_names": FOUR}), "one channel"),
+        (json.dumps({"modality": FOUR})[:-2] + ', "3": "t1"}}', "the key '3' twice"),
+        (json.dumps({"modality": FOUR})[:-1] + ', "modality": {}}', "the key 'modality' twice"),
+        (
+            json.dumps({"modality": FOUR, "channel_names": {**FOUR, "1": "t1ce", "2": "t1"}}),
+            "channel 1 as t1ce and as t1",
+        ),
+        (
+            json.dumps({"modality": {"4": "t2"}, "channel_names": FOUR}),
+            "t2 on two channels",
+        ),
+    ],
+)
+def test_a_dataset_json_that_contradicts_itself(tmp_path: Path, content: str, told: str) -> None:
+    touch(tmp_path, "imagesTr/B.nii.gz")
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=told):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"0": "Flair", "1": "T1w", "2": "T1Gd", "3": "T2w"},
+        {"3": "T2", "1": "t1n"},
+        {"0": "MRI"},
+        {"4": "ADC"},
+        {},
+        "MR",
+        ["MR"],
+    ],
+)
+def test_a_second_table_of_channels_may_agree_or_name_none(tmp_path: Path, other: object) -> None:
+    described(tmp_path, {"channel_names": FOUR, "modality": other})
+    touch(tmp_path, "imagesTr/B.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert {str(source.channel): name for name, source in case.images.items()} == FOUR
 
 
 NNUNET = {

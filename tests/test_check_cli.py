@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from runtime.bounded import MIB
 from runtime.case import find_cases
 from runtime.check import check_cases
 from runtime.cli.infer import main
 from runtime.doctor import examine, images
+from runtime.doctor.record import check_place
+from runtime.errors import UsageError
 from runtime.labels import MODALITIES
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_dir import CARD, sha256_of
@@ -106,6 +110,28 @@ def test_the_record_never_takes_the_place_of_another_file(
     assert check(root, "--json", tmp_path)[0] == 7
     assert main([str(root), "--json", str(tmp_path / "x.json")]) == 2
     assert "--check" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nothing is swept where no locks are")
+def test_what_a_killed_run_left_of_a_record_is_swept(
+    check: Any, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / ".check.json.0123abcd.brats.tmp").write_bytes(b"{")
+    check(root, "--json", tmp_path / "made" / "check.json")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["check.json"]
+
+
+def test_a_file_in_the_place_of_the_record_is_not_read_without_a_bound(tmp_path: Path) -> None:
+    with (tmp_path / "check.json").open("wb") as file:
+        file.truncate(200 * MIB)  # sparse
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="did not write"):
+            check_place(tmp_path / "check.json")
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
 
 
 def test_errors_are_written_before_they_end_the_command(

@@ -254,6 +254,17 @@ def test_earlier_scores_are_replaced(
         assert (tmp_path / name).read_bytes() != content, name
 
 
+@pytest.mark.skipif(os.name != "posix", reason="nothing is swept where no locks are")
+def test_what_a_killed_run_left_is_swept(tmp_path: Path, predictions: Path, truth: Path) -> None:
+    folders = [tmp_path / name for name in ("json", "csv", "plots")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / ".s.json.0123abcd.brats.tmp").write_bytes(b"half of it")
+    outputs = ["--json", folders[0] / "s.json", "--csv", folders[1] / "s.csv"]
+    assert run(predictions, truth, *outputs, "--plots", folders[2]) == 0
+    assert [path for folder in folders for path in folder.glob(".*")] == []
+
+
 def test_two_outputs_of_one_name(
     tmp_path: Path, predictions: Path, truth: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

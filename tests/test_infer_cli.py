@@ -2,11 +2,14 @@
 
 import gzip
 import hashlib
+import importlib
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,9 @@ from runtime import __version__
 from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case
 from runtime.cli.infer import main
+from runtime.errors import OutputError
 from runtime.labels import MODALITIES
+from runtime.lock import only_writer
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_dir import CARD, ONNX_FP32, PARITY, ModelDir
 from runtime.nifti import load
@@ -290,6 +295,16 @@ def test_an_output_that_cannot_be_written_exits_7(
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "b/" + "a" * 300])
+def test_a_name_that_the_system_does_not_take_is_an_output_that_cannot_be_written(
+    infer: Any, case_dir: Path, tmp_path: Path, name: str
+) -> None:
+    for flags in (("-o", tmp_path / name), ("--check", "--json", tmp_path / name)):
+        code, err, _ = infer(case_dir, *flags)
+        assert code == 7, err
+        sentence(err, name, "a place that can be written")
+
+
 def test_a_disk_that_fills_up_exits_7_and_leaves_nothing(
     infer: Any, case_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +316,65 @@ def test_a_disk_that_fills_up_exits_7_and_leaves_nothing(
     assert code == 7
     sentence(err, "No space left on device")
     nothing_in(out)
+
+
+@pytest.fixture
+def four_d(tmp_path: Path) -> Path:
+    """A 4D file of four frames in a folder of the decathlon's, without its dataset.json."""
+    path = tmp_path / "Task01" / "imagesTr" / "BRATS_001.nii.gz"
+    path.parent.mkdir(parents=True)
+    frames = np.stack([voxels(index) for index in range(4)], axis=-1)
+    nib.save(nib.Nifti1Image(frames, np.diag([-1.0, -1.0, 1.0, 1.0])), path)
+    return path
+
+
+def test_resuming_does_a_4d_file_again_whose_channels_were_corrected(
+    infer: Any, four_d: Path
+) -> None:
+    right, wrong = ("--channels", "t2,t1ce,t1,flair"), ("--channels", "flair,t1,t1ce,t2")
+    code, err, out = infer(four_d, *right, "-o", four_d.parents[2] / "expected")
+    assert code == 0, err
+    expected = (out.parent / "expected" / "BRATS_001_seg.nii.gz").read_bytes()
+    assert infer(four_d, *wrong)[0] == 0
+    labels, sidecar = out / "BRATS_001_seg.nii.gz", out / "BRATS_001.json"
+    assert labels.read_bytes() != expected
+    assert infer(four_d, *right, "--resume")[0] == 0
+    assert labels.read_bytes() == expected
+    digest = hashlib.sha256(four_d.read_bytes()).hexdigest()
+    assert json.loads(sidecar.read_text())["inputs"] == {
+        name: {"sha256": digest, "channel": channel}
+        for name, channel in zip(MODALITIES, (3, 2, 1, 0), strict=True)
+    }
+    finished = sidecar.read_bytes()
+    assert infer(four_d, *right, "--resume")[0] == 0
+    assert sidecar.read_bytes() == finished  # nothing to do
+    # What an earlier version wrote does not say which frame was which.
+    record = json.loads(finished)
+    for entry in record["inputs"].values():
+        del entry["channel"]
+    sidecar.write_text(json.dumps(record))
+    assert infer(four_d, *right, "--resume")[0] == 0
+    assert json.loads(sidecar.read_text())["inputs"]["t2"]["channel"] == 0
+
+
+def test_resuming_does_a_4d_file_again_whose_dataset_json_was_corrected(
+    infer: Any, four_d: Path
+) -> None:
+    described = four_d.parents[1] / "dataset.json"
+
+    def says(*names: str) -> None:
+        table = {str(number): name for number, name in enumerate(names)}
+        described.write_text(json.dumps({"modality": table}))
+
+    says("T2w", "t1gd", "T1w", "FLAIR")
+    code, err, out = infer(four_d, "-o", four_d.parents[2] / "expected")
+    assert code == 0, err
+    says("FLAIR", "T1w", "t1gd", "T2w")
+    assert infer(four_d)[0] == 0
+    says("T2w", "t1gd", "T1w", "FLAIR")
+    assert infer(four_d, "--resume")[0] == 0
+    name = "BRATS_001_seg.nii.gz"
+    assert (out / name).read_bytes() == (out.parent / "expected" / name).read_bytes()
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"], ["--resume"]])
@@ -550,6 +624,160 @@ def test_a_folder_of_cases_that_is_also_the_output_is_refused_before_any_work(
     assert code == 2
     sentence(err, str(case_dir))
     assert sorted(case_dir.parent.rglob("*")) == before
+
+
+MOMENTS = ("runtime.cohort.plan_output", "runtime.atomic.sync_directory")
+"""When the results have been planned, and when their folder has been made."""
+
+
+def let_in(monkeypatch: pytest.MonkeyPatch, moment: str, other: Callable[[], object]) -> None:
+    """Let another writer act right after the first call of a function."""
+    module, name = moment.rsplit(".", 1)
+    original = getattr(importlib.import_module(module), name)
+
+    acted = []
+
+    def called(*given: Any, **named: Any) -> Any:
+        result = original(*given, **named)
+        if not acted:
+            acted.append(True)
+            other()
+        return result
+
+    monkeypatch.setattr(moment, called)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
+@pytest.mark.parametrize("there", [True, False])
+def test_the_output_folder_is_held_while_cases_are_segmented(
+    infer: Any, case_dir: Path, tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def second() -> None:
+        with pytest.raises(OutputError, match="another process"):
+            only_writer(tmp_path / "out").__enter__()
+        tried.append(True)
+
+    if there:
+        (tmp_path / "out").mkdir()
+    let_in(monkeypatch, "runtime.cohort.save", second)
+    assert infer(case_dir)[0] == 0
+    assert tried
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_writer_that_begins_while_the_folder_is_made_keeps_it(
+    infer: Any, case_dir: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = ExitStack()
+
+    def other() -> None:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        held.enter_context(only_writer(tmp_path / "out"))
+
+    with held:
+        let_in(monkeypatch, moment, other)
+        code, err, out = infer(case_dir)
+    assert code == 7
+    sentence(err, "another process that writes into it")
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_what_another_writer_finished_meanwhile_is_not_overwritten(
+    infer: Any, case_dir: Path, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: dict[str, bytes] = {}
+
+    def other() -> None:
+        assert infer(case_dir, "--overlap", 0)[0] == 0
+        finished.update((path.name, path.read_bytes()) for path in (tmp_path / "out").iterdir())
+
+    let_in(monkeypatch, moment, other)
+    code, err, out = infer(case_dir)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == finished
+    assert sorted(finished) == ["X.json", "X_seg.nii.gz"]
+    assert code == 2
+    sentence(err, "an earlier prediction")
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_resuming_says_what_it_removes_beside_a_lost_or_another_label_map(
+    infer: Any, case_dir: Path, lost: bool
+) -> None:
+    (case_dir / "X_seg.nii.gz").unlink()
+    beside = ["X_prob.nii.gz", "X_preview.png", "X_report.html"]
+    _, err, out = infer(case_dir, "--probabilities", "--preview", "--report")
+    assert "removed" not in err
+    if lost:
+        (out / "X.json").unlink()
+    else:
+        image(case_dir, "t2", voxels(9))
+    code, err, _ = infer(case_dir, "--resume")
+    assert code == 0
+    (told,) = [line for line in err.splitlines() if "removed" in line]
+    assert told.endswith(
+        f"removed, as it showed an earlier result that is replaced: {', '.join(beside)}"
+    )
+    assert sorted(path.name for path in out.iterdir()) == ["X.json", "X_seg.nii.gz"]
+    assert json.loads((out / "X.json").read_text())["run"]["removed"] == beside
+    code, err, _ = infer(case_dir, "--overwrite", "--report")
+    assert "removed" not in err
+    image(case_dir, "t1", voxels(10))
+    code, err, _ = infer(case_dir, "--resume", "--log-json")
+    assert [
+        (one["level"], one["event"], one["text"].rpartition(": ")[2])
+        for one in map(json.loads, err.splitlines())
+        if "removed" in one.get("text", "")
+    ] == [("warning", "note", "X_report.html")]
+
+
+def two_more(case_dir: Path) -> None:
+    for name in "YZ":
+        folder = Path(shutil.copytree(case_dir, case_dir.parent / name))
+        for path in folder.iterdir():
+            path.rename(folder / path.name.replace("X_", f"{name}_"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the system opens no folders")
+@pytest.mark.parametrize("anew", [False, True])
+def test_an_output_folder_that_is_moved_away_ends_the_run(
+    infer: Any, case_dir: Path, tmp_path: Path, anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_more(case_dir)
+
+    def moved() -> None:
+        (tmp_path / "out").rename(tmp_path / "aside")
+        if anew:
+            (tmp_path / "out").mkdir()
+
+    let_in(monkeypatch, "runtime.cohort.save", moved)
+    code, err, out = infer(tmp_path / "data")
+    assert code == 7
+    sentence(err, str(out), "no longer the folder that this run began to write into", "--resume")
+    assert sorted(path.name for path in (tmp_path / "aside").iterdir()) == [
+        "X.json",
+        "X_seg.nii.gz",
+    ]
+    assert out.exists() == anew
+    assert not anew or list(out.iterdir()) == []
+
+
+def test_a_file_that_comes_during_a_run_costs_its_case_alone(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_more(case_dir)
+    foreign = tmp_path / "out" / "Y_seg.nii.gz"
+    let_in(monkeypatch, "runtime.cohort.save", lambda: foreign.write_bytes(b"mine"))
+    code, err, out = infer(tmp_path / "data")
+    assert code == 6
+    assert f"{foreign}: found a file that this toolkit did not write" in err
+    assert foreign.read_bytes() == b"mine"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "X.json", "X_seg.nii.gz", "Y_seg.nii.gz", "Z.json", "Z_seg.nii.gz",
+    ]  # fmt: skip
 
 
 def test_an_interrupt_exits_130_and_leaves_nothing(

@@ -111,6 +111,28 @@ def test_values_that_only_wrap_around_to_labels_are_refused(value: Any, dtype: s
             from_convention(stored, convention, "X_seg.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("value", "dtype", "shown"),
+    [
+        (1.0000001, "float64", "1.0000001"),
+        (1.0000001, "float32", "1.0000001"),
+        (np.nextafter(4, 5), "float64", "4.000000000000001"),
+        (123456789, "int32", "123456789"),
+        (float("nan"), "float32", "nan"),
+        (0.1, "float32", "0.1"),
+        (5.0, "float32", "5"),
+    ],
+)
+def test_a_value_that_is_no_label_does_not_read_as_one(
+    value: float, dtype: str, shown: str
+) -> None:
+    stored = np.zeros((3, 2, 2), dtype)
+    stored[0, 0, 1] = value
+    with pytest.raises(InputError) as caught:
+        from_convention(stored, Convention.BRATS2020, "X_seg.nii.gz")
+    assert caught.value.found == f"label values 0, {shown}"
+
+
 def test_a_map_of_many_values_is_not_listed_whole() -> None:
     stored = np.arange(200, dtype=np.uint8).reshape(10, 10, 2)
     with pytest.raises(InputError) as caught:

@@ -64,6 +64,25 @@ def test_a_folder_is_free_again_after_its_writer(tmp_path: Path) -> None:
         only_writer(tmp_path / "none").__enter__()
 
 
+def test_a_folder_that_is_held_is_known_by_more_than_its_path(tmp_path: Path) -> None:
+    out, aside = tmp_path / "out", tmp_path / "aside"
+    out.mkdir()
+    with only_writer(out) as held:
+        held.check()
+        out.rename(aside)
+        with pytest.raises(OutputError, match="no longer the folder"):
+            held.check()
+        out.mkdir()
+        with pytest.raises(OutputError, match="no longer the folder"):
+            held.check()
+        out.rmdir()
+        out.symlink_to(aside)
+        held.check()
+        aside.rmdir()
+        with pytest.raises(OutputError, match="no longer the folder"):
+            held.check()
+
+
 def test_a_sweep_takes_nothing_but_what_a_dead_writer_left(tmp_path: Path) -> None:
     kept = [".X.tmp", ".notes.0123abcd.tmp", "X.0123abcd.brats.tmp", ".X.0123abcd.brats.tmp.gz"]
     kept += [".X.0123abc.brats.tmp", ".X.0123ABCD.brats.tmp"]

@@ -1,5 +1,9 @@
 """`brats-phantom` writes its own files, and never over anybody else's."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +38,27 @@ def test_the_same_folder_may_be_written_again(tmp_path: Path) -> None:
     assert path.read_bytes() != first[path]
     assert main([str(tmp_path / "x"), "--cases", "2"]) == 0
     assert {path: path.read_bytes() for path in tmp_path.glob("x/*/*")} == first
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nothing is swept where no locks are")
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    """SIGKILL, so that nothing can be tidied up: before the first file takes its name."""
+    kill = """
+import os, signal, sys
+import runtime.atomic
+from runtime.cli.phantom import main
+runtime.atomic.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main([sys.argv[1], "--cases", "1", "--quiet"])
+"""
+    root = Path(__file__).parents[1]
+    killed = subprocess.run([sys.executable, "-c", kill, tmp_path], cwd=root, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    folder = tmp_path / "BraTSPhantom_0001"
+    assert len(list(folder.glob(".*.brats.tmp"))) == 1
+    (folder / ".mine.tmp").touch()
+    assert main([str(tmp_path), "--cases", "1"]) == 0
+    assert len(list(folder.glob("*.nii.gz"))) == 5
+    assert [path.name for path in folder.glob(".*")] == [".mine.tmp"]
 
 
 def text(path: Path) -> None:

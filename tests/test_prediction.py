@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,43 @@ def test_a_file_that_is_not_ours_is_left_alone(
     assert (out / name).read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "X_seg.nii.gz", "X.nii.gz", "X.json", "X_prob.nii.gz", "X_preview.png", "X_report.html",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flags", [{}, {"overwrite": True}, {"resume": True}])
+def test_what_came_during_the_run_is_not_overwritten_either(
+    case: Case, tmp_path: Path, name: str, flags: dict[str, bool]
+) -> None:
+    plan = plan_output(case, OutputOptions(tmp_path / "out", **flags))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"somebody's afternoon")
+    with pytest.raises(UsageError, match="did not write"):
+        save(predicted(case, probabilities=True), plan, SETTINGS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_bytes() == b"somebody's afternoon"
+    (tmp_path / "out" / name).unlink()
+    (tmp_path / "out" / name).mkdir()
+    with pytest.raises(UsageError, match="something that is no file"):
+        save(predicted(case), plan, SETTINGS)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
+def test_what_was_finished_or_edited_during_the_run_is_kept(case: Case, tmp_path: Path) -> None:
+    free = plan_output(case, OutputOptions(tmp_path / "out"))
+    resumed = plan_output(case, OutputOptions(tmp_path / "out", resume=True))
+    save(predicted(case), free, SETTINGS)
+    with pytest.raises(UsageError, match="an earlier prediction"):
+        save(predicted(case), free, SETTINGS)
+    free.labels.write_bytes(free.labels.read_bytes() + bytes(4))
+    edited = free.labels.read_bytes()
+    with pytest.raises(UsageError, match="edited"):
+        save(predicted(case), resumed, SETTINGS)
+    assert free.labels.read_bytes() == edited
+
+
 def test_ours_is_replaced_only_when_asked(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out"
     save(predicted(case), plan_output(case, OutputOptions(out)), SETTINGS)
@@ -247,6 +285,23 @@ def test_what_has_changed_on_disk_is_not_complete(
 ) -> None:
     change(case, done)
     assert not is_complete(done, case, "ab" * 32, SETTINGS)
+
+
+def test_what_lies_there_is_never_whole_in_memory(
+    case: Case, done: OutputPlan, tmp_path: Path
+) -> None:
+    with done.labels.open("r+b") as file:
+        file.truncate(200 << 20)  # sparse
+    resumed = dataclasses.replace(done, keeps=True, overwrite=True)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="edited"):
+            plan_output(case, OutputOptions(tmp_path / "out", resume=True))
+        assert not is_complete(resumed, case, "ab" * 32, SETTINGS)
+        save(predicted(case), resumed, SETTINGS)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_model_setting_convention_or_name_is_not_complete(

@@ -170,13 +170,11 @@ def _check(
 def _segment(
     options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
 ) -> int:
-    from runtime.atomic import check_writable, sweep
     from runtime.backends import open_spare
     from runtime.cli.infer_log import InferLog
     from runtime.cli.infer_mode import as_good, how_to_run
     from runtime.cli.infer_view import InferView
-    from runtime.cohort import plan_jobs, segment_cases
-    from runtime.lock import only_writer
+    from runtime.cohort import claim, segment_cases
     from runtime.model_dir import BUILT_IN, find_model
     from runtime.output_plan import OutputOptions
     from runtime.segmenter import Segmenter
@@ -200,14 +198,7 @@ def _segment(
         options.truth_labels,
     )
     with ExitStack() as held:
-        if options.output.is_dir():
-            held.enter_context(only_writer(options.output))
-        jobs = plan_jobs(cases, output)
-        fresh = not options.output.is_dir()
-        check_writable(options.output)
-        if fresh:
-            held.enter_context(only_writer(options.output))
-        sweep(options.output)
+        jobs, folder = held.enter_context(claim(cases, output))
         chosen = how_to_run(options, model, cases, view)
         backend = held.enter_context(closing(chosen.open(model)))
         segmenter = Segmenter(
@@ -228,6 +219,7 @@ def _segment(
                 as_good=as_good(chosen, model),
                 progress=view.progress,
                 look=_look(options, view),
+                held=folder,
             ):
                 if outcome.error is not None:
                     failed.append(outcome.error)

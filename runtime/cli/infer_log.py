@@ -65,7 +65,7 @@ class InferLog:
         elif outcome.sidecar is None:
             log_event("info", "case-kept", case_id=case_id, labels=str(outcome.plan.labels))
         else:
-            for text in outcome.sidecar["warnings"]:
+            for text in outcome.warnings:
                 log_event("warning", "note", case_id=case_id, text=text)
             log_event(
                 "info",

@@ -99,7 +99,7 @@ class InferView:
         elif outcome.sidecar is None:
             self._console.print(f"{head}: already done", markup=False)
         else:
-            for warning in outcome.sidecar["warnings"]:
+            for warning in outcome.warnings:
                 self._console.print(
                     f"{head}: {printable(warning)}", style="yellow", markup=False, soft_wrap=True
                 )

@@ -1,6 +1,5 @@
 """What `brats-infer --check --json FILE` writes."""
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -8,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime import DISCLAIMER, __version__
-from runtime.atomic import check_writable, unwritable, write_json
+from runtime.atomic import check_writable, sweep, unwritable, write_json
+from runtime.bounded import read_json
 from runtime.case import Case, holds_images
 from runtime.doctor.dataset import totals
 from runtime.doctor.examine import CaseReport
@@ -22,7 +22,8 @@ _COMMAND: Final = "brats-infer --check"
 
 
 def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
-    """Look at the place of the record before any case is read.
+    """Look at the place of the record before any case is read, and remove what killed runs left
+    half-written there.
 
     Args:
         path: of the record.
@@ -33,7 +34,8 @@ def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
             that would describe a data set, or the place is inside the folder of a case.
         OutputError: it is a folder, or cannot be written.
     """
-    if path.is_dir():
+    # Not `Path.is_dir`, which raises where the system does not take the name: that is told below.
+    if os.path.isdir(path):
         raise OutputError(
             path, found="a folder", expected="a name for a file", remedy="name a file in it"
         )
@@ -69,6 +71,7 @@ def check_place(path: Path, cases: Sequence[Case] = ()) -> None:
     except OSError as error:
         raise unwritable(path, error) from error
     check_writable(path.parent)
+    sweep(path.parent)
 
 
 def write_record(
@@ -159,7 +162,7 @@ def _number(value: float) -> float | None:
 
 def _is_ours(path: Path) -> bool:
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        value = read_json(path)
+    except ValueError:
         return False
     return isinstance(value, dict) and value.get("command") == _COMMAND and "data_set" in value

@@ -11,7 +11,7 @@ from rich.text import Text
 from runtime.doctor.dataset import totals
 from runtime.doctor.examine import CaseReport
 from runtime.doctor.findings import Finding, Severity, in_short
-from runtime.labels import MODALITIES
+from runtime.labels import MODALITIES, as_text
 from runtime.printable import printable
 
 FEW: Final = 5
@@ -155,7 +155,7 @@ def _content(report: CaseReport) -> str:
 
 
 def _values(report: CaseReport) -> str:
-    return ",".join(f"{value:g}" for value in report.labels.values) if report.labels else ""
+    return ",".join(map(as_text, report.labels.values)) if report.labels else ""
 
 
 def _cut(case_id: str) -> str:

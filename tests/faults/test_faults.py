@@ -250,8 +250,8 @@ FAULTS = (
     Fault(
         "old-sidecar-beside-a-new-label-map",
         "runtime/prediction.py",
-        "for path in (plan.sidecar, *plan.beside()):",
-        "for path in plan.beside():",
+        "for path in (plan.sidecar, *leftovers):",
+        "for path in leftovers:",
         "tests/test_prediction.py::"
         "test_a_crash_never_leaves_a_sidecar_that_vouches_for_another_label_map[1]",
     ),
