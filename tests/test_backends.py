@@ -317,11 +317,11 @@ def test_auto_is_openvino_on_a_cpu(tiny_model: Path) -> None:
 
 
 def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import runtime.backends.opening
+    import runtime.backends.loading
 
-    found = runtime.backends.opening.find_spec
+    found = runtime.backends.loading.find_spec
     monkeypatch.setattr(
-        runtime.backends.opening,
+        runtime.backends.loading,
         "find_spec",
         lambda name: None if name == "openvino" else found(name),
     )

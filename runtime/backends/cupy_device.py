@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from runtime.backends.loading import raise_interrupt
 from runtime.errors import BackendUnavailableError, ComputeError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def cupy_ops(index: int) -> "CupyOps":
 
         return CupyOps(index)
     except ImportError as error:
+        raise_interrupt(error)
         raise BackendUnavailableError(
             where,
             found=f"a CuPy that cannot be imported ({_line(error)})",

@@ -1,0 +1,52 @@
+"""Import what a backend is made of: its library is here only once it is wanted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from runtime.errors import BackendUnavailableError, interrupted
+
+
+def require(module: str, name: str) -> None:
+    """See that a library is installed, without importing it.
+
+    Args:
+        module: the library's name in Python.
+        name: of the backend that needs it.
+
+    Raises:
+        BackendUnavailableError: it is not.
+    """
+    if find_spec(module) is None:
+        raise BackendUnavailableError(
+            f"--backend {name}",
+            found=f"{module} is not installed",
+            expected="its package",
+            remedy="install brats-deploy[gpu]"
+            if module == "cupy"
+            else "install brats-deploy again",
+        )
+
+
+@contextmanager
+def loading(module: str, name: str) -> Iterator[None]:
+    """Around the import of what imports a library; for ``module`` and ``name`` see `require`.
+
+    Raises:
+        KeyboardInterrupt: also where the library made an error of its own of it.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise_interrupt(error)
+        raise
+
+
+def raise_interrupt(error: Exception) -> None:
+    """Ctrl-C, where it is behind ``error``: a library that was interrupted is not broken.
+
+    Raises:
+        KeyboardInterrupt: it is.
+    """
+    if interrupted(error):
+        raise KeyboardInterrupt from error
