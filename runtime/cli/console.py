@@ -24,6 +24,7 @@ from runtime.errors import (
     interrupted,
 )
 from runtime.labels import Convention
+from runtime.threads import no_thread
 
 Args = TypeVar("Args")
 
@@ -193,7 +194,7 @@ def _run(body: Callable[[Console], int], quiet: bool, as_json: bool) -> int:
         if interrupted(error):
             tell_interrupted(as_json)
             return EXIT_INTERRUPTED
-        if not isinstance(error, BratsError | MemoryError | OSError):
+        if not (isinstance(error, BratsError | MemoryError | OSError) or no_thread(error)):
             raise
         told = as_ours(error)
         if as_json:
@@ -204,10 +205,21 @@ def _run(body: Callable[[Console], int], quiet: bool, as_json: bool) -> int:
         return told.exit_code
 
 
-def as_ours(error: BratsError | MemoryError | OSError) -> BratsError:
-    """What the system refused, as one of our errors, where nobody nearer to it had said so."""
+def as_ours(error: BratsError | MemoryError | OSError | RuntimeError) -> BratsError:
+    """What the system refused, as one of our errors, where nobody nearer to it had said so.
+
+    Args:
+        error: of RuntimeErrors only that of which `threads.no_thread` is true.
+    """
     if isinstance(error, BratsError):
         return error
+    if isinstance(error, RuntimeError):
+        return ComputeError(
+            "threads",
+            found="none that can be started",
+            expected="a few beside the first",
+            remedy="raise the limits on processes and memory (ulimit), or close other programs",
+        )
     if isinstance(error, MemoryError):
         return ComputeError(
             "memory",
