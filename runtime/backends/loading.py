@@ -33,13 +33,27 @@ def loading(module: str, name: str) -> Iterator[None]:
     """Around the import of what imports a library; for ``module`` and ``name`` see `require`.
 
     Raises:
+        BackendUnavailableError: it does not load, for want of another library, or in any other way.
         KeyboardInterrupt: also where the library made an error of its own of it.
     """
     try:
         yield
-    except Exception as error:
-        raise_interrupt(error)
+    except MemoryError:
         raise
+    except Exception as error:  # whatever a package of other people may raise
+        raise_interrupt(error)
+        raise BackendUnavailableError(
+            f"--backend {name}",
+            found=f"{module} is installed and cannot be imported ({cause(error)})",
+            expected="a package that is whole, and the libraries that it needs",
+            # Not which: onnxruntime comes in two packages that must never stand beside each other.
+            remedy="reinstall the package that it came with, or choose another --backend",
+        ) from error
+
+
+def cause(error: Exception) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def raise_interrupt(error: Exception) -> None:
