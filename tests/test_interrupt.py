@@ -1,9 +1,11 @@
 """Ctrl-C, whatever it meets: exit 130 and one word."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +98,54 @@ def test_an_interrupt_while_a_library_loads(
     words = (case, "--model", tiny_model, "-o", tmp_path / "out", "--backend", backend)
     done = run(LATER + INFER, module, delay, *words, "--device", "cpu", "--quiet")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+# At the moment at which the import of a module begins.
+NOW = """
+import os, signal, sys
+module = sys.argv.pop(1)
+begun = []
+def look(event, arguments):
+    if event == "import" and arguments[0] == module and not begun:
+        begun.append(module)
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(look)
+"""
+COMMANDS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+    "scripts"
+]
+BEGINNINGS = [
+    *((name, module) for name in COMMANDS for module in ("tyro", "rich.console")),
+    # The last is what the work itself needs.
+    *(("brats-train", module) for module in ("runtime.errors", "train.config_file", "torch")),
+    *(("brats-export", module) for module in ("runtime.cli.arguments", "torch")),
+    *(("brats-infer", module) for module in ("runtime.errors", "pathlib", "runtime.case")),
+]
+
+
+@pytest.mark.parametrize(("name", "module"), BEGINNINGS)
+def test_an_interrupt_while_a_command_begins(name: str, module: str, tmp_path: Path) -> None:
+    place, _, function = COMMANDS[name].partition(":")
+    # As the script that pip writes.
+    begin = f"from {place} import {function}\nsys.exit({function}())"
+    words = {
+        "brats-train": ["--data", str(tmp_path), "--output", str(tmp_path / "runs")],
+        "brats-export": [str(tmp_path / "best.pt")],
+        "brats-infer": [str(tmp_path)],
+    }
+    done = run(NOW + begin, module, *words.get(name, [str(tmp_path), str(tmp_path)]))
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_an_interrupt_while_a_command_begins_is_an_event_where_those_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    begin = "from runtime.cli import infer\nsys.exit(infer())"
+    done = run(NOW + begin, "rich.console", tmp_path, "--log-json")
+    (line,) = done.stderr.splitlines()
+    told = json.loads(line)
+    assert done.returncode == told["exit_code"] == 130
+    assert (told["level"], told["event"]) == ("error", "interrupted")
 
 
 def interrupting(*_: object) -> None:
