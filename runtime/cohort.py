@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from runtime.nifti import Volume, load
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.prediction import Look, save
 from runtime.segmenter import Segmenter, SegmentOptions
+from runtime.threads import Threads
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
@@ -133,12 +133,12 @@ def segment_cases(
     for job in jobs:
         if id(job) not in left:
             yield Outcome(job.case, job.plan)
-    with ThreadPoolExecutor(1) as reader:
-        futures = [reader.submit(_load, job.case) for job in waiting[:1]]
+    with Threads(1) as reader:
+        futures = [reader.submit(partial(_load, job.case)) for job in waiting[:1]]
         for index, job in enumerate(waiting):
             loaded = futures.pop()
             if index + 1 < len(waiting):
-                futures.append(reader.submit(_load, waiting[index + 1].case))
+                futures.append(reader.submit(partial(_load, waiting[index + 1].case)))
             try:
                 volume, seconds = loaded.result()
                 yield _segment(job, volume, seconds, segmenter, keep, progress)

@@ -97,3 +97,20 @@ class NonFiniteError(ComputeError):
 
 
 EXIT_INTERRUPTED = 130
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C is what ended the work, of which ``error`` may be no more than a consequence.
+
+    A C++ library that is interrupted while it is imported says that it could not be initialised.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, KeyboardInterrupt):
+            return True
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            waiting += [one.__cause__, one.__context__]
+    return False

@@ -6,7 +6,6 @@ damaged files without a word.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +19,7 @@ from runtime.errors import InputError
 from runtime.grid import Grid, check_same_grid
 from runtime.nifti_bytes import GZIP_ERRORS, Stored, enough_memory, first_bytes, read_stored
 from runtime.nifti_header import damaged
+from runtime.threads import Threads
 
 # Of two images every eighth voxel on each axis tells whether they need to be compared.
 _THIN: Final = 8
@@ -86,7 +86,7 @@ def load(case: Case, workers: int = 4) -> Volume:
         ComputeError: too little memory.
     """
     paths = list(dict.fromkeys(source.path for source in case.images.values()))
-    with ThreadPoolExecutor(max(1, min(workers, len(paths)))) as pool:
+    with Threads(min(workers, len(paths))) as pool:
         files = dict(zip(paths, pool.map(read_stored, paths), strict=True))
     images: dict[str, Image] = {}
     first: tuple[Path, Grid] | None = None

@@ -11,7 +11,6 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from isal import igzip, isal_zlib
 
 from runtime.errors import ComputeError, InputError
 from runtime.nifti_header import HEADER_BYTES, Data, Header, damaged, parse_header
+from runtime.threads import Threads
 
 GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
 _GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -90,7 +90,7 @@ def _read_stored(path: Path) -> Stored:
         remedy = "wait until it is written, and run again"
         raise damaged(path, "a file that changes while it is read", remedy)
     # Beside the inflating, where a core is free for it.
-    with ThreadPoolExecutor(1) as hasher:
+    with Threads(1) as hasher:
         digest = hasher.submit(lambda: hashlib.sha256(stored).hexdigest())
         raw = _content(path, stored, header)
     warnings = [*header.warnings]

@@ -7,6 +7,9 @@ from typing import Final
 # of a file name that is no text), and breaks of lines and paragraphs.
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
+# OWASP's list for CSV, and the wide forms that some spreadsheets take for the same.
+_FORMULA: Final = ("=", "+", "-", "@", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 
 def printable(text: str) -> str:
     r"""``text``, with an escape such as ``\x1b`` for what does more than to be seen.
@@ -20,3 +23,13 @@ def printable(text: str) -> str:
         ascii(letter)[1:-1] if unicodedata.category(letter) in _HIDDEN else letter
         for letter in text
     )
+
+
+def cell(text: str) -> str:
+    """``text`` for a table that a spreadsheet may open: `printable`, and never a formula.
+
+    An apostrophe goes before what a spreadsheet would take for the beginning of one, and before
+    another apostrophe, so that no two names become one.
+    """
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

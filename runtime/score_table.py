@@ -14,7 +14,7 @@ from runtime.atomic import write_text
 from runtime.evaluate import Evaluation
 from runtime.labels import REGIONS
 from runtime.metrics import SCORED, Missing, Profile
-from runtime.printable import printable
+from runtime.printable import cell, printable
 from runtime.summary import BOOTSTRAP
 
 TITLES: Final[Mapping[str, tuple[str, int]]] = {
@@ -90,7 +90,8 @@ def render_summary(evaluation: Evaluation) -> Table:
 def write_csv(path: Path, evaluation: Evaluation) -> None:
     """Write a row per case and region or label: ``case,region,predicted,dice,hd95,...``.
 
-    What a region or label has no figure for is left empty.
+    What a region or label has no figure for is left empty. A case's name that a spreadsheet would
+    take for a formula has an apostrophe before it.
 
     Raises:
         OutputError: it cannot be written.
@@ -105,7 +106,7 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
             figures = scores[name].figures()
             cells = (figures.get(metric) for metric in metrics)
             row = ("" if figure is None else f"{figure:.6g}" for figure in cells)
-            writer.writerow((printable(case_id), name, predicted, *row))
+            writer.writerow((cell(case_id), name, predicted, *row))
     write_text(path, text.getvalue())
 
 

@@ -25,6 +25,7 @@ from export.emulate import EmulatedBackend, EmulatedGraph
 from export.engine import build_engine
 from export.trace import set_card
 from runtime.backends import Backend, BackendInfo, BackendOptions, open_backend
+from runtime.backends.cupy_device import cupy_ops
 from runtime.backends.driver import cuda_devices, gpu
 from runtime.backends.ort import OrtBackend
 from runtime.backends.tensorrt_library import load_tensorrt
@@ -342,11 +343,11 @@ def test_auto_is_openvino_on_a_cpu(tiny_model: Path) -> None:
 
 
 def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import runtime.backends.opening
+    import runtime.backends.loading
 
-    found = runtime.backends.opening.find_spec
+    found = runtime.backends.loading.find_spec
     monkeypatch.setattr(
-        runtime.backends.opening,
+        runtime.backends.loading,
         "find_spec",
         lambda name: None if name == "openvino" else found(name),
     )
@@ -357,6 +358,71 @@ def test_auto_falls_back_and_says_so(tiny_model: Path, monkeypatch: pytest.Monke
     assert "openvino" in str(info.fell_back_from)
     with pytest.raises(BackendUnavailableError):
         open_backend(ModelDir.open(tiny_model), BackendOptions("openvino"))
+
+
+BROKEN = (
+    'raise ImportError("libtbb.so.12: cannot open shared object file: No such file")',
+    'raise OSError("libtbb.so.12: wrong ELF class")',
+    'raise AttributeError("module numpy has no attribute bool8")',
+    "",  # a folder that an uninstaller left
+)
+
+
+@pytest.fixture
+def broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """broken(module, code): the library is installed, and runs this code when it is imported."""
+
+    def put(module: str, code: str) -> None:
+        (tmp_path / module).mkdir()
+        (tmp_path / module / "__init__.py").write_text(code)
+        ours = {
+            "onnxruntime": ("ort", "ort_cuda"),
+            "openvino": ("openvino",),
+            "cupy": (),
+        }[module]
+        for name in list(sys.modules):
+            if name.partition(".")[0] == module or name.startswith(f"runtime.ops.{module}"):
+                monkeypatch.delitem(sys.modules, name)
+        for part in ours:
+            monkeypatch.delitem(sys.modules, f"runtime.backends.{part}", raising=False)
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    return put
+
+
+@pytest.mark.parametrize("code", BROKEN)
+@pytest.mark.parametrize(("backend", "module"), [("ort", "onnxruntime"), ("openvino", "openvino")])
+def test_a_library_that_does_not_load_is_unavailable(
+    tiny_model: Path, broken: Callable[[str, str], None], backend: Any, module: str, code: str
+) -> None:
+    broken(module, code)
+    with pytest.raises(BackendUnavailableError, match=f"{module} .* cannot be imported") as caught:
+        open_backend(ModelDir.open(tiny_model), BackendOptions(backend, device="cpu"))
+    assert caught.value.exit_code == 4
+    assert "choose another --backend" in str(caught.value)
+
+
+def test_auto_passes_over_a_library_that_does_not_load(
+    tiny_model: Path, broken: Callable[[str, str], None]
+) -> None:
+    broken("openvino", BROKEN[0])
+    backend = open_backend(ModelDir.open(tiny_model), BackendOptions(device="cpu", threads=1))
+    info = backend.info
+    backend.close()
+    assert info.name == "ort"
+    assert "libtbb.so.12: cannot open" in str(info.fell_back_from)
+    broken("onnxruntime", BROKEN[1])
+    with pytest.raises(BackendUnavailableError, match=r"12: cannot.*wrong ELF class"):
+        open_backend(ModelDir.open(tiny_model), BackendOptions(device="cpu"))
+
+
+@pytest.mark.parametrize("code", BROKEN[:3])
+def test_a_cupy_that_does_not_load_is_unavailable(
+    broken: Callable[[str, str], None], code: str
+) -> None:
+    broken("cupy", code)
+    with pytest.raises(BackendUnavailableError, match="CuPy that cannot be imported"):
+        cupy_ops(0)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SENTENCE = re.compile(r"error: [^\n]+: found [^\n]+, expected [^\n]+; [^\n]+\.\n
         (InputError("x", found="a", expected="b", remedy="c"), 3, "x: found a, expected b; c."),
         (MemoryError(), 8, "memory: found too little, expected"),
         (MemoryError("Unable to allocate 9 GiB"), 8, "too little (Unable to allocate 9 GiB)"),
+        (RuntimeError("can't start new thread"), 8, "threads: found none that can be started"),
         (FileNotFoundError(2, "No such file or directory", "here"), 3, "here: found No such file"),
         (PermissionError(13, "Permission denied", b"there"), 3, "there: found Permission denied"),
         (OSError(28, "No space left on device", "out"), 7, "out: found No space left on device"),
@@ -39,6 +40,14 @@ def test_every_error_is_one_sentence(
     text = capsys.readouterr().err
     assert SENTENCE.fullmatch(text), text
     assert words in text
+
+
+def test_an_error_of_our_own_making_is_not_dressed_up() -> None:
+    def body(_: Console) -> int:
+        raise RuntimeError("run() before bind()")
+
+    with pytest.raises(RuntimeError, match="before bind"):
+        run(body, quiet=True)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import InputError
 from runtime.markup import element
-from runtime.printable import printable
+from runtime.printable import cell, printable
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,20 @@ def test_any_text_becomes_one_line_that_can_be_encoded(text: str) -> None:
     shown.encode()
     assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in shown)
     assert printable(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["=cmd|' /C calc'!A1", "+1", "-rf", "@SUM(A1)", "\t=1", " =1", "'x"]
+)
+def test_no_name_is_a_formula_of_a_spreadsheet(text: str) -> None:
+    shown = cell(text)
+    assert shown == f"'{printable(text)}" or not shown.lstrip().startswith(tuple("=+-@\t\r"))
+    assert cell("BraTS20_Training_001") == "BraTS20_Training_001"
+
+
+@given(st.lists(st.text("=+-@' a\t", max_size=4), unique_by=printable))
+def test_no_two_names_become_one_cell(names: list[str]) -> None:
+    assert len({cell(name) for name in names}) == len(names)
 
 
 def test_errors_and_pages_show_no_control_characters() -> None:

@@ -125,3 +125,14 @@ def test_json_and_csv_hold_the_same_figures(tmp_path: Path, profile: str) -> Non
                 assert row["region"] not in REGIONS
             else:
                 assert float(row[metric]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_case_whose_name_is_a_formula_is_none_in_the_table(tmp_path: Path) -> None:
+    made = evaluation("brats2020", 4)
+    names = ("=cmd|' /C calc'!A1", "-2+3", "@SUM(A1)", "plain")
+    odd = Evaluation(made.profile, dict.fromkeys(names, made.cases["case0"]), ("-2+3",))
+    write_csv(tmp_path / "e.csv", odd)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))
+    found = dict.fromkeys(row["case"] for row in rows)
+    assert list(found) == ["'=cmd|' /C calc'!A1", "'-2+3", "'@SUM(A1)", "plain"]
+    assert {row["case"] for row in rows if row["predicted"] == "no"} == {"'-2+3"}

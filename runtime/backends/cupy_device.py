@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from runtime.backends.loading import cause, raise_interrupt
 from runtime.errors import BackendUnavailableError, ComputeError
 
 if TYPE_CHECKING:
@@ -18,31 +19,37 @@ def cupy_ops(index: int) -> "CupyOps":
     where = f"cuda:{index}"
     try:
         from runtime.ops.cupy import CupyOps
-
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it may raise that is built for another machine
+        raise_interrupt(error)
+        raise _broken(where, error) from error
+    try:
         return CupyOps(index)
     except ImportError as error:
-        raise BackendUnavailableError(
-            where,
-            found=f"a CuPy that cannot be imported ({_line(error)})",
-            expected="CuPy for this machine's CUDA",
-            remedy="install brats-deploy[gpu] again, or use --device cpu",
-        ) from error
+        raise_interrupt(error)
+        raise _broken(where, error) from error
     # CuPy's own classes are known only where it is imported; all are a RuntimeError.
     except RuntimeError as error:
         if "memory" in str(error).lower():
             raise ComputeError(
                 where,
-                found=f"no free GPU memory ({_line(error)})",
+                found=f"no free GPU memory ({cause(error)})",
                 expected="enough to start on",
                 remedy="wait for the process that holds it, or name another GPU with --device",
             ) from error
         raise BackendUnavailableError(
             where,
-            found=f"a device that cannot be used ({_line(error)})",
+            found=f"a device that cannot be used ({cause(error)})",
             expected="one that is free and healthy",
             remedy="check nvidia-smi, or use --device cpu",
         ) from error
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _broken(where: str, error: Exception) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        where,
+        found=f"a CuPy that cannot be imported ({cause(error)})",
+        expected="CuPy for this machine's CUDA",
+        remedy="install brats-deploy[gpu] again, or use --device cpu",
+    )

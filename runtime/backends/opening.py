@@ -2,11 +2,11 @@
 
 import shlex
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Final, Literal
 
 from runtime.backends.cupy_device import cupy_ops
 from runtime.backends.driver import cuda_devices, gpu
+from runtime.backends.loading import loading, require
 from runtime.backends.seam import Backend, BackendInfo
 from runtime.errors import (
     BackendUnavailableError,
@@ -170,10 +170,11 @@ def _open(
     fell_back_from: str | None,
 ) -> Backend:
     if index is not None and name != "openvino":
-        _need("cupy", name)
+        require("cupy", name)
     if name == "trt":
         return _open_trt(model, index or 0, options, fell_back_from)
-    _need("openvino" if name == "openvino" else "onnxruntime", name)
+    library = "openvino" if name == "openvino" else "onnxruntime"
+    require(library, name)
     artefact, verdict = _artefact(model, index is not None, options)
     info = BackendInfo(
         name=name,
@@ -187,16 +188,16 @@ def _open(
     )
     data = model.read(artefact)
     if name == "openvino":
-        from runtime.backends.openvino import OpenVinoBackend
-
+        with loading(library, name):
+            from runtime.backends.openvino import OpenVinoBackend
         varying = options.patch == "box"
         return OpenVinoBackend(data, model.card, info, options.threads, varying=varying)
     if index is None:
-        from runtime.backends.ort import OrtBackend
-
+        with loading(library, name):
+            from runtime.backends.ort import OrtBackend
         return OrtBackend(data, model.card, info, options.threads)
-    from runtime.backends.ort_cuda import OrtCudaBackend
-
+    with loading(library, name):
+        from runtime.backends.ort_cuda import OrtCudaBackend
     return OrtCudaBackend(data, model.card, info, cupy_ops(index))
 
 
@@ -258,18 +259,6 @@ def _engine_precisions(
     if precision == "int8":
         raise ValueError("refused before")
     return (precision,)
-
-
-def _need(module: str, name: str) -> None:
-    if find_spec(module) is None:
-        raise BackendUnavailableError(
-            f"--backend {name}",
-            found=f"{module} is not installed",
-            expected="its package",
-            remedy="install brats-deploy[gpu]"
-            if module == "cupy"
-            else "install brats-deploy again",
-        )
 
 
 def _artefact(model: ModelDir, on_gpu: bool, options: BackendOptions) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from runtime.backends.loading import raise_interrupt
 from runtime.errors import BackendUnavailableError
 
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
@@ -68,6 +69,7 @@ def load_tensorrt() -> TensorRt:
                 broken.append(f"{name} ({_one_line(str(error))})")
             continue
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            raise_interrupt(error)
             broken.append(f"{name} ({_one_line(str(error)) or type(error).__name__})")
             continue
         missing = [needed for needed in _NEEDED if not hasattr(module, needed)]

@@ -1,34 +1,51 @@
-"""Command lines: each function is the entry point of one command and returns its exit code."""
+"""Command lines: each function is the entry point of one command and returns its exit code.
 
-from importlib import import_module
-
-from runtime.errors import EXIT_INTERRUPTED
+Nothing is imported before Ctrl-C would be caught: what a command needs takes from tenths of a
+second to several to import.
+"""
 
 
 def infer() -> int:
     """brats-infer."""
-    return _main("runtime.cli.infer")
+    return command("runtime.cli.infer")
 
 
 def evaluate() -> int:
     """brats-eval."""
-    return _main("runtime.cli.evaluate")
+    return command("runtime.cli.evaluate")
 
 
 def phantom() -> int:
     """brats-phantom."""
-    return _main("runtime.cli.phantom")
+    return command("runtime.cli.phantom")
 
 
 def app() -> int:
     """brats-app."""
-    return _main("runtime.cli.app")
+    return command("runtime.cli.app")
 
 
-def _main(module: str) -> int:
+def command(module: str) -> int:
+    """Import a command's module, run its ``main``, and return the exit code.
+
+    Ctrl-C while libraries are imported or arguments read, when nothing else is there to catch it,
+    ends with one word and 130, as at any later time.
+    """
     try:
+        from importlib import import_module
+
         code: int = import_module(module).main()
-    except KeyboardInterrupt:
-        # While libraries are imported or arguments read, nothing else is there to catch it.
+        return code
+    except SystemExit:
+        raise
+    except BaseException as error:
+        import sys
+
+        from runtime.cli.events import tell_interrupted
+        from runtime.errors import EXIT_INTERRUPTED, interrupted
+
+        if not interrupted(error):
+            raise
+        as_json = any(one.replace("_", "-").startswith("--log-json") for one in sys.argv[1:])
+        tell_interrupted(as_json)
         return EXIT_INTERRUPTED
-    return code

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 
 from runtime import DISCLAIMER, __version__
-from runtime.cli.events import log_error, log_event
+from runtime.cli.events import log_error, tell_interrupted
 from runtime.errors import (
     EXIT_INTERRUPTED,
     BratsError,
@@ -21,8 +21,10 @@ from runtime.errors import (
     InputError,
     OutputError,
     UsageError,
+    interrupted,
 )
 from runtime.labels import Convention
+from runtime.threads import no_thread
 
 Args = TypeVar("Args")
 
@@ -188,7 +190,12 @@ def _run(body: Callable[[Console], int], quiet: bool, as_json: bool) -> int:
         # The reader of stdout has gone, who has what he wanted.
         _forget_stdout()
         return code
-    except (BratsError, MemoryError, OSError) as error:
+    except BaseException as error:
+        if interrupted(error):
+            tell_interrupted(as_json)
+            return EXIT_INTERRUPTED
+        if not (isinstance(error, BratsError | MemoryError | OSError) or no_thread(error)):
+            raise
         told = as_ours(error)
         if as_json:
             log_error(told)
@@ -196,18 +203,23 @@ def _run(body: Callable[[Console], int], quiet: bool, as_json: bool) -> int:
             errors.print("error:", style="bold red", end=" ")
             errors.print(str(told), markup=False)
         return told.exit_code
-    except KeyboardInterrupt:
-        if as_json:
-            log_event("error", "interrupted", exit_code=EXIT_INTERRUPTED)
-        else:
-            errors.print("interrupted")
-        return EXIT_INTERRUPTED
 
 
-def as_ours(error: BratsError | MemoryError | OSError) -> BratsError:
-    """What the system refused, as one of our errors, where nobody nearer to it had said so."""
+def as_ours(error: BratsError | MemoryError | OSError | RuntimeError) -> BratsError:
+    """What the system refused, as one of our errors, where nobody nearer to it had said so.
+
+    Args:
+        error: of RuntimeErrors only that of which `threads.no_thread` is true.
+    """
     if isinstance(error, BratsError):
         return error
+    if isinstance(error, RuntimeError):
+        return ComputeError(
+            "threads",
+            found="none that can be started",
+            expected="a few beside the first",
+            remedy="raise the limits on processes and memory (ulimit), or close other programs",
+        )
     if isinstance(error, MemoryError):
         return ComputeError(
             "memory",

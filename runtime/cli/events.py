@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from runtime.errors import BratsError
+from runtime.errors import EXIT_INTERRUPTED, BratsError
 
 Level = Literal["info", "warning", "error"]
 
@@ -24,6 +24,14 @@ def log_event(level: Level, event: str, **facts: Any) -> None:
 def log_error(error: BratsError) -> None:
     """The event of an error that ends a command."""
     log_event("error", "failed", exit_code=error.exit_code, **parts_of(error))
+
+
+def tell_interrupted(as_json: bool) -> None:
+    """The last word of a command that Ctrl-C ended: an event, or that word alone."""
+    if as_json:
+        log_event("error", "interrupted", exit_code=EXIT_INTERRUPTED)
+    else:
+        print("interrupted", file=sys.stderr, flush=True)
 
 
 def parts_of(error: BratsError) -> dict[str, Any]:

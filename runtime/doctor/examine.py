@@ -1,7 +1,6 @@
 """A case: its files one by one, then what is wrong between them, then its label map."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +19,7 @@ from runtime.model_card import ModelCard
 from runtime.naming import is_nifti
 from runtime.nifti import check_depth
 from runtime.preprocess import SPACING_TOLERANCE, check_spacing
+from runtime.threads import Threads
 
 # Cosine of 5 degrees: BraTS's images lie along the anatomical axes.
 _OBLIQUE: Final = 0.9962
@@ -85,8 +85,8 @@ def _examine(
 ) -> CaseReport:
     findings = _missing(case, card)
     looks: dict[str, Look] = {}
-    with ThreadPoolExecutor(max(1, len(case.images))) as pool:
-        seen = pool.map(look_at, case.images, case.images.values())
+    with Threads(len(case.images)) as pool:
+        seen = pool.map(lambda image: look_at(*image), case.images.items())
         for name, look in zip(case.images, seen, strict=True):
             if isinstance(look, Finding):
                 findings.append(look)

@@ -6,7 +6,8 @@ the interpreter lock. No bit of a result depends on the number of threads.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
+from functools import partial
 from itertools import pairwise, product
 from time import perf_counter
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from runtime.ops import Box, Statistics
 from runtime.ops.moments import statistics_of
+from runtime.threads import Threads
 
 FloatArray = npt.NDArray[np.float32]
 _T = TypeVar("_T")
@@ -43,12 +45,12 @@ class NumpyOps:
                 More than 8 are not used.
         """
         self._threads = min(threads or len(_cores()), _MOST_THREADS)
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: Threads | None = None
 
     def close(self) -> None:
         """End the threads; the next call would start new ones."""
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.close()
         self._pool = None
 
     def _shared(self, size: int, work: Callable[[int, int], _T]) -> list[_T]:
@@ -57,9 +59,9 @@ class NumpyOps:
         if count <= 1:
             return [work(0, size)]
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads - 1, "brats-numpy")
+            self._pool = Threads(self._threads - 1, "brats-numpy")
         parts = list(pairwise(size * part // count for part in range(count + 1)))
-        others = [self._pool.submit(work, *part) for part in parts[1:]]
+        others = [self._pool.submit(partial(work, *part)) for part in parts[1:]]
         try:
             first = work(*parts[0])
         finally:

@@ -1,8 +1,10 @@
 """Rows: model directories that are not as they were exported, and runs that cannot end well."""
 
 import errno
+import io
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +103,65 @@ MODELS: list[Row] = [
 ]  # fmt: skip
 
 
-def failing(number: int) -> Any:
-    def fail(*args: Any, **more: Any) -> None:
-        raise OSError(number, os.strerror(number))
+def refused(number: int, path: Any = None) -> OSError:
+    return OSError(number, os.strerror(number), path)
 
-    return fail
+
+def no_byte_written(number: int) -> Any:
+    """Files can be made in the output folder, as on a full disk, and no byte goes into them."""
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            raise refused(number)
+
+    real = io.open
+
+    def spoil(s: Scene) -> None:
+        def opened(path: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
+            if isinstance(path, int) or not written_below(s.out, path, set(mode) & set("wax+")):
+                return real(path, mode, *args, **more)
+            return io.BufferedWriter(Full(path, mode.replace("b", "")))
+
+        patched(io, "open", opened)(s)
+
+    return spoil
+
+
+def read_only(s: Scene) -> None:
+    """The output folder is there, and nothing can be made in it or opened for writing."""
+    s.out.mkdir()
+    real_open, real_file, real_mkdir = os.open, io.open, os.mkdir
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def opened(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        if written_below(s.out, path, flags & writing):
+            raise refused(errno.EROFS, path)
+        return real_open(path, flags, *args, **more)
+
+    def opened_file(path: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
+        if not isinstance(path, int) and written_below(s.out, path, set(mode) & set("wax+")):
+            raise refused(errno.EROFS, path)
+        return real_file(path, mode, *args, **more)
+
+    def made(path: Any, *args: Any, **more: Any) -> None:
+        if written_below(s.out, path, True):
+            raise refused(errno.EROFS, path)
+        real_mkdir(path, *args, **more)
+
+    for target, name, value in (
+        (os, "open", opened),
+        (io, "open", opened_file),
+        (os, "mkdir", made),
+    ):
+        patched(target, name, value)(s)
+
+
+def written_below(folder: Path, path: Any, writes: object) -> bool:
+    return bool(writes) and Path(os.fsdecode(path)).is_relative_to(folder)
 
 
 def interrupted(*args: Any, **more: Any) -> None:
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def output_below_a_file(s: Scene) -> None:
@@ -145,12 +197,10 @@ def too_large_a_batch(s: Scene) -> None:
 
 
 RUNS: list[Row] = [
-    error("Runs", "a full disk", patched(os, "fsync", failing(errno.ENOSPC)), "No space", code=7),
-    error("Runs", "a disk that fails", patched(os, "fsync", failing(errno.EIO)), "output error",
-          code=7),
+    error("Runs", "a full disk", no_byte_written(errno.ENOSPC), "No space", code=7),
+    error("Runs", "a disk that fails", no_byte_written(errno.EIO), "output error", code=7),
     error("Runs", "an output folder that cannot be made", output_below_a_file, "file", code=7),
-    error("Runs", "a read-only file system", patched(Path, "touch", failing(errno.EROFS)),
-          "Read-only", code=7),
+    error("Runs", "a read-only file system", read_only, "Read-only", code=7),
     error("Runs", "a second writer", second_writer, "another process", code=7),
     error("Runs", "Ctrl-C", patched(os, "fsync", interrupted), code=130),
     error("Runs", "one bad case of many", one_bad_case, "1 of 2 cases failed", code=6),

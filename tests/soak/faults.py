@@ -1,8 +1,9 @@
 """Lets each operation of the writer of one case go wrong, and looks at what is left.
 
-python -m tests.soak.faults KIND OLD_CASE NEW_CASE MODEL OUT EVERY
+python -m tests.soak.faults KIND OLD_CASE NEW_CASE MODEL OUT EVERY [CALL ...]
     KIND is "shim", which lets Python's calls fail, or "strace", which lets the system's. Of all
-    pairs of an operation and a fault every EVERY-th is taken. Prints figures as JSON.
+    pairs of an operation and a fault every EVERY-th is taken; of the system's calls only those
+    named, where any is. Prints figures as JSON.
 
 Each is tried on a fresh folder, resumed afterwards, and on one with an older result, which the run
 was to replace.
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -197,10 +199,10 @@ class Faults:
         operations: list[str] = json.loads(told.read_text())
         return operations
 
-    def strace(self, every: int) -> None:
+    def strace(self, every: int, wanted: Sequence[str] = SYSCALLS) -> None:
         for fresh in (True, False):
             paths = self.traced_paths(fresh)
-            for call in SYSCALLS:
+            for call in wanted:
                 watched = [path for path in paths if call not in READ_TOO or self.hidden(path)]
                 calls = self.traced(fresh, call, watched)
                 for number, fault in [*itertools.product(range(len(calls)), INJECTED)][::every]:
@@ -268,10 +270,14 @@ class Faults:
 
 
 def main(arguments: list[str]) -> None:
-    kind, *paths, every = arguments
+    kind, *paths = arguments[:5]
+    every, calls = int(arguments[5]), arguments[6:]
     warm()
     faults = Faults(*map(Path, paths))
-    (faults.shim if kind == "shim" else faults.strace)(int(every))
+    if kind == "shim":
+        faults.shim(every)
+    else:
+        faults.strace(every, calls or SYSCALLS)
     print(json.dumps(vars(faults.found)))
 
 

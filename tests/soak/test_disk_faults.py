@@ -73,6 +73,18 @@ def test_the_writer_fails_at_every_step(
         check(figures)
 
 
+def test_the_system_fails_at_some_calls(
+    cases: tuple[Path, Path], tiny_model: Path, tmp_path: Path
+) -> None:
+    """What of the bar below is not slow: a few faults of a call that writes and one that moves."""
+    if reason := may_trace():
+        pytest.skip(reason)
+    given = (*cases, tiny_model, tmp_path, 11, "write", "rename")
+    figures = worker("tests.soak.faults", "strace", *given)
+    assert figures["operations"].keys() == {"write", "rename"}
+    check(figures)
+
+
 @pytest.mark.slow
 def test_the_system_fails_at_every_call(
     cases: tuple[Path, Path], tiny_model: Path, tmp_path: Path

@@ -51,9 +51,9 @@ def test_commands_in_one_process_leak_nothing(
     ("kind", "seen"),
     [
         ("object", "growth_mib"),
-        pytest.param("descriptor", "descriptors", marks=pytest.mark.slow),
-        pytest.param("thread", "threads", marks=pytest.mark.slow),
-        pytest.param("file", "temporary_files", marks=pytest.mark.slow),
+        ("descriptor", "descriptors"),
+        ("thread", "threads"),
+        ("file", "temporary_files"),
     ],
 )
 def test_what_is_kept_is_seen(

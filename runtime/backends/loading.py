@@ -1,0 +1,66 @@
+"""Import what a backend is made of: its library is here only once it is wanted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from runtime.errors import BackendUnavailableError, interrupted
+
+
+def require(module: str, name: str) -> None:
+    """See that a library is installed, without importing it.
+
+    Args:
+        module: the library's name in Python.
+        name: of the backend that needs it.
+
+    Raises:
+        BackendUnavailableError: it is not.
+    """
+    if find_spec(module) is None:
+        raise BackendUnavailableError(
+            f"--backend {name}",
+            found=f"{module} is not installed",
+            expected="its package",
+            remedy="install brats-deploy[gpu]"
+            if module == "cupy"
+            else "install brats-deploy again",
+        )
+
+
+@contextmanager
+def loading(module: str, name: str) -> Iterator[None]:
+    """Around the import of what imports a library; for ``module`` and ``name`` see `require`.
+
+    Raises:
+        BackendUnavailableError: it does not load, for want of another library, or in any other way.
+        KeyboardInterrupt: also where the library made an error of its own of it.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a package of other people may raise
+        raise_interrupt(error)
+        raise BackendUnavailableError(
+            f"--backend {name}",
+            found=f"{module} is installed and cannot be imported ({cause(error)})",
+            expected="a package that is whole, and the libraries that it needs",
+            # Not which: onnxruntime comes in two packages that must never stand beside each other.
+            remedy="reinstall the package that it came with, or choose another --backend",
+        ) from error
+
+
+def cause(error: Exception) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def raise_interrupt(error: Exception) -> None:
+    """Ctrl-C, where it is behind ``error``: a library that was interrupted is not broken.
+
+    Raises:
+        KeyboardInterrupt: it is.
+    """
+    if interrupted(error):
+        raise KeyboardInterrupt from error
