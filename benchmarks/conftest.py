@@ -22,12 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import pytest
 import torch
 
-from benchmarks.calibration import calibrate
+from benchmarks.calibration import WORK, calibrate
 from benchmarks.compare import (
     IncomparableError,
+    Missing,
     Row,
     check_machine,
     compare,
+    missing,
     read_run,
     shown,
 )
@@ -90,7 +92,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: An
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With --compare: a regression fails the run, and so does a comparison that cannot be made."""
+    """With --compare: a regression fails the run, and so does a figure that is gone or a comparison
+    that cannot be made.
+    """
     earlier = session.config.stash.get(_EARLIER, None)
     if earlier is None:
         return
@@ -100,13 +104,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "benchmarks": [one.as_dict() for one in done.benchmarks if one],
     }
     rows: list[Row] = []
+    absent: list[Missing] = []
     try:
         rows = compare(earlier, now)
-        lines = shown(rows)
+        collected = [item.nodeid for item in session.items]
+        absent = missing(earlier, now, collected, _whole(session.config))
+        lines = shown(rows, absent)
     except IncomparableError as error:
         lines = [f"not compared: {error}"]
     session.config.stash[_LINES] = lines
-    if not rows or any(row.regressed for row in rows):
+    lost = any(one.lost for one in absent)
+    if not rows or lost or any(row.regressed for row in rows):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -116,6 +124,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section(f"against {config.getoption('--compare')}")
         for line in lines:
             terminalreporter.write_line(line)
+
+
+def _whole(config: pytest.Config) -> bool:
+    """Whether all benchmarks were asked for, rather than single files or names."""
+    chosen = (config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf"))
+    named = (Path(str(arg)) for arg in config.args)
+    return not any(chosen) and any(Path(__file__).parent == path.resolve() for path in named)
 
 
 def _settings(config: pytest.Config) -> dict[str, Any]:
@@ -286,4 +301,4 @@ def calibrated(benchmark: Any) -> Iterator[None]:
     before = calibrate()
     yield
     torch.set_num_threads(THREADS)
-    benchmark.extra_info["calibration_s"] = before + calibrate()
+    benchmark.extra_info |= {"calibration_s": before + calibrate(), "calibration": WORK}
