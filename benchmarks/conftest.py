@@ -3,7 +3,8 @@
 With no options a benchmark takes what the four lines of the README have left behind (the newest
 run below runs/ and the model directory model/), and a phantom that is smaller than a real case, so
 that all benchmarks together take less than 15 minutes. Without a run it exports a reference network
-with random weights, whose speed is the same and whose label maps mean nothing. `--quick` takes a
+with random weights, whose speed is the same; its label maps hold every label, so that ways to run
+it can be told apart, and mean nothing (`benchmarks.random_network`). `--quick` takes a
 small network and a small phantom and fewer points; what it measured is marked and never becomes a
 result.
 """
@@ -33,6 +34,7 @@ from benchmarks.compare import (
     read_run,
     shown,
 )
+from benchmarks.random_network import middle_window, random_network
 from benchmarks.scale import QUICK, STANDARD, Scale
 from export.build import build
 from export.release import release
@@ -210,7 +212,9 @@ def volume(case: Case) -> Volume:
 
 
 @pytest.fixture(scope="session")
-def trained(pytestconfig: pytest.Config, scale: Scale) -> tuple[UNet3D, ModelCard, str]:
+def trained(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, scale: Scale
+) -> tuple[UNet3D, ModelCard, str]:
     """The network in eval mode, its card, and where the weights come from."""
     torch.set_num_threads(THREADS)
     path = pytestconfig.getoption("--checkpoint")
@@ -220,9 +224,9 @@ def trained(pytestconfig: pytest.Config, scale: Scale) -> tuple[UNet3D, ModelCar
         except InputError:
             path = None
     if path is None:
-        torch.manual_seed(0)
-        network = UNet3D(features=scale.features, dropout=0.0).eval()
-        return network, ModelCard(name="random", patch=scale.patch), RANDOM
+        card = ModelCard(name="random", patch=scale.patch)
+        window = middle_window(request.getfixturevalue("volume"), card)
+        return random_network(scale.features, window), card, RANDOM
     network, card = load_model(path)
     return network, card, card.name
 
