@@ -35,6 +35,7 @@ from benchmarks.compare import (
     shown,
 )
 from benchmarks.random_network import middle_window, random_network
+from benchmarks.results_page import origin
 from benchmarks.scale import QUICK, STANDARD, Scale
 from export.build import build
 from export.release import release
@@ -50,7 +51,16 @@ from train.unet import UNet3D
 
 THREADS = 2
 RANDOM = "random weights"
-LIBRARIES = ("torch", "openvino", "onnxruntime-gpu", "monai", "torchio", "nnunetv2", "numpy")
+LIBRARIES = (
+    "torch",
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "monai",
+    "torchio",
+    "nnunetv2",
+    "numpy",
+)
 Report = Callable[..., None]
 """report(question, figures, **facts): put figures, and what they are of, into a record."""
 _EARLIER = pytest.StashKey[dict[str, Any]]()
@@ -91,6 +101,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: An
     machine_info["threads"] = THREADS
     machine_info["processor"] = settings["processor"]
     machine_info["libraries"] = {name: _version(name) for name in LIBRARIES}
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Every record says of which run it is: those of several are put together into one table."""
+    for record in output_json["benchmarks"]:
+        record["extra_info"]["run"] = origin(output_json)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

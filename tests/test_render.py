@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks import conftest
 from benchmarks.figures import figure
 from benchmarks.render import BLOCKS, QuickRunError, main, render
-from benchmarks.results_page import RESULTS, replace_block
+from benchmarks.results_page import RESULTS, machine, replace_block
 from benchmarks.tables import loading, modes, peers, stages, training
 
 
@@ -92,6 +93,24 @@ def test_peers_shows_the_ratio_with_its_spread() -> None:
     assert "| MONAI, eager | volume | openvino, fast | 99.0" in fast
     assert lines[-1].startswith("Case A (240x240x155), weights w.")
     assert "2026-01-02, commit 0123456789." in lines[-1]
+
+
+def test_the_footer_says_what_was_not_committed_and_names_every_run() -> None:
+    run = _run(PEER, 11.0)
+    run["commit_info"]["dirty"] = True
+    assert machine(run) == (
+        "P, 2 threads, Python 3.11; torch 2; 2026-01-02, commit 0123456789 with uncommitted "
+        "changes."
+    )
+    other = _run(PEER | {"peer": "nnU-Net"}, 11.0)
+    other["machine_info"]["libraries"] = {"torch": "2", "monai": "absent", "nnunetv2": "2.8"}
+    for one in (run, other):
+        conftest.pytest_benchmark_update_json(one)
+    assert machine(_together(other, run)) == (
+        "P, 2 threads, Python 3.11; torch 2, nnunetv2 2.8; 2026-01-02, commit 0123456789; "
+        "torch 2; 2026-01-02, commit 0123456789 with uncommitted changes."
+    )
+    assert machine(other).count("2026") == 1
 
 
 def _stages(state: str, infer: float) -> dict[str, Any]:
