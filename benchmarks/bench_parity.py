@@ -107,6 +107,7 @@ def bench_parity(
             }
             for entry in entries
         ],
+        model_sha256={name: model.hashes[name] for name in graphs if name in model.hashes},
         case=", ".join(case.case_id for case in cases),
         **network_facts,
     )

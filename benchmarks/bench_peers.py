@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.conftest import THREADS, Report
 from benchmarks.figures import figure, ratios
-from benchmarks.opened import Where, as_for_a_new_case, open_or_skip
+from benchmarks.opened import Where, as_for_a_new_case, graphs_of, open_or_skip
 from benchmarks.peers import (
     MONAI,
     MONAI_LAST,
@@ -190,6 +190,7 @@ def bench_peer(
         quality=pairing.mode.quality,
         backend=info.name,
         device=info.device,
+        model_sha256=graphs_of(info),
         peer_s=statistics.median(seconds["peer"]),
         ours_s=statistics.median(seconds["ours"]),
         ratio_min=min(per_round),

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.conftest import THREADS, Report
 from benchmarks.figures import figure, ratios
-from benchmarks.opened import as_for_a_new_case, open_or_skip
+from benchmarks.opened import as_for_a_new_case, graphs_of, open_or_skip
 from benchmarks.scale import Scale
 from export.modes import PROPOSED
 from export.parity import changed_labels
@@ -110,6 +110,7 @@ def bench_overlap(
 
         benchmark.pedantic(in_turn, rounds=rounds, iterations=1)
         info = backends[modes[0].bound].info
+        graphs = graphs_of(*(backend.info for backend in backends.values()))
     truths = [load_truth(case, volume) for case, volume in _labelled(cases, volumes)]
     rows = []
     figures = {}
@@ -145,6 +146,7 @@ def bench_overlap(
         scored_cases=[case.case_id for case in cases],
         backend=info.name,
         device=info.device,
+        model_sha256=graphs,
         **case_facts,
         **network_facts,
     )
@@ -198,6 +200,7 @@ def bench_batch(
         {f"batch {batch}": figure(values, "s") for batch, values in seconds.items()},
         backend=info.name,
         device=info.device,
+        model_sha256=graphs_of(info),
         points=[{"at": batch, "seconds": values} for batch, values in seconds.items()],
         **case_facts,
         **network_facts,
@@ -237,6 +240,7 @@ def bench_threads(
         {f"{count} threads": figure(values, "s") for count, values in seconds.items()},
         backend=info.name,
         device=info.device,
+        model_sha256=graphs_of(info),
         points=[{"at": count, "seconds": values} for count, values in seconds.items()],
         **case_facts,
         **network_facts,
@@ -288,6 +292,7 @@ def bench_volume(
         {shape: figure(values, "s") for shape, values in zip(shapes, seconds, strict=True)},
         backend=info.name,
         device=info.device,
+        model_sha256=graphs_of(info),
         points=[
             {"at": shape, "voxels": count, "windows": n, "seconds": values}
             for shape, count, n, values in zip(shapes, voxels, windows, seconds, strict=True)

@@ -19,12 +19,12 @@ WORK: Final = "product and pass, in place"
 """Stands beside the seconds: those of other work are not comparable."""
 STEADY: Final = 0.025
 """Spread of three runs in a row that have warmed up."""
-_MOST_WARM: Final = 20
+_MOST_WARM: Final = 10
 _SIDE: Final = 768
 
 
-def calibrate(times: int = 9) -> list[float]:
-    """Seconds of each of ``times`` runs, taken once runs have become steady, or after 20 of them on
+def calibrate(times: int = 5) -> list[float]:
+    """Seconds of each of ``times`` runs, taken once runs have become steady, or after 10 of them on
     a machine that never is.
     """
     generator = torch.Generator().manual_seed(0)

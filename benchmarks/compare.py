@@ -132,7 +132,7 @@ def check_machine(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
-    """Every figure that both runs have.
+    """Every figure that both runs have, of the same graphs.
 
     Args:
         old, new: runs as `--benchmark-json` writes them.
@@ -148,9 +148,12 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
         name, now = one["fullname"], one["extra_info"]
         if name in before:
             _check_subject(name, before[name], now)
+            if _other_graph(before[name], now):
+                continue
             rows += _rows(name, before[name], now, usual)
     if not rows:
-        raise IncomparableError("the two runs have no figure in common")
+        whys = sorted({f"{one.what} {one.why}" for one in missing(old, new)})
+        raise IncomparableError(f"the two runs have no figure in common: {'; '.join(whys)}")
     return rows
 
 
@@ -160,6 +163,19 @@ def _check_subject(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) ->
             raise IncomparableError(
                 f"{name}: the earlier run had {key} {old.get(key)}, this one has {new.get(key)}"
             )
+
+
+def _other_graph(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why figures of two graphs say nothing of each other; None if they do. What both runs exported
+    from the same weights is compared: the export is a part of what was changed.
+    """
+    if old.get("exported_here") and new.get("exported_here"):
+        return None
+    before, after = (one.get("model_sha256", {}) for one in (old, new))
+    for name in before.keys() & after.keys():
+        if before[name] != after[name]:
+            return f"was of another {name} ({before[name][:10]}, now {after[name][:10]})"
+    return None
 
 
 def _rows(
@@ -275,6 +291,10 @@ def missing(
             found.append(Missing(name, why, lost))
             continue
         now = after[name]
+        other_graph = _other_graph(was, now)
+        if other_graph:
+            found.append(Missing(name, other_graph, lost=True))
+            continue
         clocks = [_clock(was), _clock(now)]
         for figure, values in was["figures"].items():
             other = now.get("figures", {}).get(figure)

@@ -6,7 +6,14 @@ from typing import Final
 import pytest
 
 from benchmarks.conftest import THREADS
-from runtime.backends import Backend, BackendName, BackendOptions, Precision, open_backend
+from runtime.backends import (
+    Backend,
+    BackendInfo,
+    BackendName,
+    BackendOptions,
+    Precision,
+    open_backend,
+)
 from runtime.errors import BackendUnavailableError, ParityError
 from runtime.model_dir import ModelDir
 from runtime.segmenter import Segmenter
@@ -44,6 +51,11 @@ def open_or_skip(
         return open_backend(model, options)
     except (BackendUnavailableError, ParityError) as error:
         pytest.skip(str(error))
+
+
+def graphs_of(*ran: BackendInfo) -> dict[str, str]:
+    """The SHA-256 of every graph that was run, by its file."""
+    return {info.artefact: info.sha256 for info in ran}
 
 
 def as_for_a_new_case(segmenter: Segmenter) -> None:

@@ -220,3 +220,62 @@ def test_a_quick_run_never_becomes_a_result(tmp_path: Path) -> None:
     shutil.copy(RESULTS, page)
     assert main([str(path), "--page", str(page)]) == 0
     assert "Of a quick run: no results." in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "found no such file or directory"),
+        ("no json", "found no JSON (Expecting value"),
+        ("[]", "found JSON that is no run of the benchmarks"),
+        ('{"cases": {}}', "found JSON that is no run of the benchmarks"),
+        ('{"machine_info": {}}', "found JSON that is no run of the benchmarks"),
+    ],
+)
+def test_a_file_that_is_no_run_is_told_in_a_sentence(
+    content: str | None, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, page = tmp_path / "run.json", tmp_path / "page.md"
+    shutil.copy(RESULTS, page)
+    if content is not None:
+        path.write_text(content)
+    good = tmp_path / "good.json"
+    good.write_text(json.dumps(_run(PEER, 11.0)))
+    # What is refused is refused before anything is written.
+    assert main([str(good), str(path), "--page", str(page)]) == 2
+    assert page.read_bytes() == RESULTS.read_bytes()
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"{path}: {found}")
+    assert "expected what these benchmarks or brats-eval have written; write it with" in line
+    assert printed.out == ""
+
+
+def test_a_run_of_another_version_and_a_page_that_is_none_are_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, page = tmp_path / "run.json", tmp_path / "page.md"
+    record = {key: value for key, value in PEER.items() if key != "quality"}
+    path.write_text(json.dumps(_run(record, 11.0)))
+    assert main([str(path), "--page", str(page)]) == 2
+    assert capsys.readouterr().err.startswith(f"{page}: found no such file, expected RESULTS.md")
+    shutil.copy(RESULTS, page)
+    assert main([str(path), "--page", str(page)]) == 2
+    assert "run.json: found a run that lacks 'quality'" in capsys.readouterr().err
+    assert page.read_bytes() == RESULTS.read_bytes()
+
+
+def test_scores_that_cannot_be_read_are_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, scores = tmp_path / "page.md", tmp_path / "scores.json"
+    shutil.copy(RESULTS, page)
+    arguments = ["--scores", str(scores), str(tmp_path / "absent"), "--page", str(page)]
+    for content, found in (
+        (None, "scores.json: found no such file"),
+        ("{}", "scores.json: found scores that lack"),
+    ):
+        if content is not None:
+            scores.write_text(content)
+        assert main(arguments) == 2
+        assert found in capsys.readouterr().err
