@@ -6,9 +6,11 @@ touched before: what allocates pays for fresh pages or not, as the heap of the p
 be, and then its first runs take twice as long as the same ones do later.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -58,3 +60,41 @@ def _timed(work: Callable[[], None]) -> float:
     start = perf_counter()
     work()
     return perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How fast the machine was beside one benchmark.
+
+    Attributes:
+        seconds: of the fixed work.
+        noise: of them, relative; how far the machine became faster or slower meanwhile included.
+        work: which work it was.
+    """
+
+    seconds: float
+    noise: float
+    work: str
+
+
+def clock_of(record: Mapping[str, Any]) -> Clock | None:
+    """What was calibrated before and after a benchmark; None where nothing was.
+
+    The work of earlier versions allocated, and took twice as long in a process that had done
+    nothing else yet: where its first half is the slower one, that is left out.
+
+    Args:
+        record: the benchmark's, with ``calibration_s`` and, but for earlier versions,
+            ``calibration``.
+    """
+    seconds = record.get("calibration_s", [])
+    halves = seconds[: len(seconds) // 2], seconds[len(seconds) // 2 :]
+    if not halves[0]:
+        return None
+    before, after = median(halves[0]), median(halves[1])
+    noise = [spread(half) or 0.0 for half in halves]
+    work = record.get("calibration", "convolution")
+    if work != WORK and before > after:
+        return Clock(after, noise[1], work)
+    drift = abs(before - after) / (before + after)
+    return Clock((before + after) / 2, max(drift, *noise), work)

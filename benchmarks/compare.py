@@ -8,7 +8,7 @@ the machine became faster or slower meanwhile, and a third of what it corrects, 
 work slow down alike. Beyond three times the noise of both runs, and beyond 5% and 15 ms, worse is
 worse.
 
-What it sees: on a machine that is left alone, a time of 30 ms or more that becomes 1.5 times as
+What it sees: on a machine that is left alone, a time of over 30 ms that becomes 1.5 times as
 long wherever its rounds agree within 5%; most often a fifth more. What it cannot see: a stage of a
 few milliseconds; a time on a machine that is busy with other work, where a calibration that
 wavered by a third allows twice the time (the summary counts such figures: take the run again); and
@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from benchmarks.calibration import WORK
+from benchmarks.calibration import Clock, clock_of
 from benchmarks.figures import HIGHER, middle, spread
 
 LEAST: Final = 0.05
@@ -88,15 +88,6 @@ class Missing:
     lost: bool
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """How fast the machine was beside one benchmark: seconds of the fixed work, and their noise."""
-
-    seconds: float
-    noise: float
-    work: str
-
-
 def read_run(path: Path) -> dict[str, Any]:
     """A run's JSON.
 
@@ -152,8 +143,9 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Row]:
                 continue
             rows += _rows(name, before[name], now, usual)
     if not rows:
-        whys = sorted({f"{one.what} {one.why}" for one in missing(old, new)})
-        raise IncomparableError(f"the two runs have no figure in common: {'; '.join(whys)}")
+        both = missing(old, new, collected=(), whole=False)
+        whys = [f"{one.what} {one.why}" for one in both if one.lost] or ["no benchmark is in both"]
+        raise IncomparableError(f"the two runs have no figure in common: {'; '.join(whys[:3])}")
     return rows
 
 
@@ -184,7 +176,7 @@ def _rows(
     new: Mapping[str, Any],
     usual: tuple[Mapping[str, float], Mapping[str, float]],
 ) -> Iterator[Row]:
-    clocks = [_clock(one) for one in (old, new)]
+    clocks = [clock_of(one) for one in (old, new)]
     for name, found in new.get("figures", {}).items():
         was = old.get("figures", {}).get(name)
         if was is None or _why_not(was, found, clocks):
@@ -232,27 +224,8 @@ def _usual(run: Mapping[str, Any]) -> dict[str, float]:
     return {unit: float(median(values)) for unit, values in spreads.items()}
 
 
-def _clock(record: Mapping[str, Any]) -> _Clock | None:
-    """The calibrations before and after a benchmark; None where there are none.
-
-    Those of earlier versions allocated, and took twice as long in a process that had done nothing
-    else yet: where the first half is the slower one, it is left out.
-    """
-    seconds = record.get("calibration_s", [])
-    halves = seconds[: len(seconds) // 2], seconds[len(seconds) // 2 :]
-    if not halves[0]:
-        return None
-    before, after = median(halves[0]), median(halves[1])
-    noise = [spread(half) or 0.0 for half in halves]
-    work = record.get("calibration", "convolution")
-    if work != WORK and before > after:
-        return _Clock(after, noise[1], work)
-    drift = abs(before - after) / (before + after)
-    return _Clock((before + after) / 2, max(drift, *noise), work)
-
-
 def _why_not(
-    was: Mapping[str, Any], found: Mapping[str, Any], clocks: Sequence[_Clock | None]
+    was: Mapping[str, Any], found: Mapping[str, Any], clocks: Sequence[Clock | None]
 ) -> str | None:
     """Why two values of a figure cannot be compared; None if they can."""
     if was["unit"] != found["unit"]:
@@ -295,7 +268,7 @@ def missing(
         if other_graph:
             found.append(Missing(name, other_graph, lost=True))
             continue
-        clocks = [_clock(was), _clock(now)]
+        clocks = [clock_of(was), clock_of(now)]
         for figure, values in was["figures"].items():
             other = now.get("figures", {}).get(figure)
             why_not = "is gone" if other is None else _why_not(values, other, clocks)
