@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import pytest
 
-from benchmarks.conftest import RANDOM, THREADS, Report
+from benchmarks.conftest import THREADS, Report
 from benchmarks.figures import figure
+from benchmarks.options import RANDOM
 from runtime.case import Case
 from runtime.cli.app_options import AppOptions
 from runtime.model_card import ModelCard

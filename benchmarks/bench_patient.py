@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.conftest import Report
 from benchmarks.figures import figure
-from benchmarks.opened import EVERYWHERE, Where, open_or_skip
+from benchmarks.opened import EVERYWHERE, Where, graphs_of, open_or_skip
 from runtime.case import Case
 from runtime.model_dir import ModelDir
 from runtime.nifti import load
@@ -57,6 +57,7 @@ def bench_patient(
         },
         backend=str(where),
         device=backend.info.device,
+        model_sha256=graphs_of(backend.info),
         stages_s=median,
         around_the_network_s=sum(median.values()) - median["network"],
         **case_facts,

@@ -1,27 +1,30 @@
 """Where does a patient's time go, stage by stage, for the first case after opening and for later
 ones?
 
-Cold is a model that has just been opened in this process, its graph not yet compiled; the files lie
-in the page cache in either case (a process's own start: `bench_startup`).
+Cold is the network alone: a model that has just been opened in this process, its graph not yet
+compiled. The files are warm in either state: they lie in the page cache, and decode and gate are
+medians of five reads (what a fresh process pays: `bench_startup`). Both states are taken at least
+five times, for of two values there is no percentile.
 """
 
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 
 from benchmarks.conftest import Report
 from benchmarks.figures import figure
-from benchmarks.opened import open_or_skip
-from benchmarks.scale import Scale
+from benchmarks.opened import graphs_of, open_or_skip
 from benchmarks.stage_clock import STAGES, TimedOps, stages_of
 from runtime.backends import Backend
 from runtime.case import Case
 from runtime.model_dir import ModelDir
 from runtime.output_plan import OutputOptions, plan_output
 from runtime.segmenter import Segmenter
+
+LEAST_ROUNDS: Final = 5
 
 
 @pytest.mark.parametrize("state", ["cold", "warm"])
@@ -33,7 +36,6 @@ def bench_stages(
     case: Case,
     tmp_path: Path,
     rounds: int,
-    scale: Scale,
     case_facts: dict[str, Any],
     network_facts: dict[str, Any],
 ) -> None:
@@ -53,7 +55,7 @@ def bench_stages(
             backend.close()
 
     if state == "cold":
-        benchmark.pedantic(first_case, rounds=max(2, rounds), iterations=1)
+        benchmark.pedantic(first_case, rounds=max(LEAST_ROUNDS, rounds), iterations=1)
     else:
         backend = open_or_skip(model)
         infos.append(backend.info)
@@ -61,7 +63,7 @@ def bench_stages(
             segmenter, clock = _clocked(backend)
             benchmark.pedantic(
                 lambda: taken.append(stages_of(segmenter, clock, case, plan)),
-                rounds=max(rounds, scale.stage_rounds),
+                rounds=max(LEAST_ROUNDS, rounds),
                 iterations=1,
                 warmup_rounds=1,
             )
@@ -80,6 +82,7 @@ def bench_stages(
         state=state,
         backend=infos[0].name,
         device=infos[0].device,
+        model_sha256=graphs_of(infos[0]),
         p50_s={stage: float(np.quantile(seconds, 0.5)) for stage, seconds in values.items()},
         p95_s={stage: float(np.quantile(seconds, 0.95)) for stage, seconds in values.items()},
         **case_facts,

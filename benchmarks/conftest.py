@@ -3,13 +3,13 @@
 With no options a benchmark takes what the four lines of the README have left behind (the newest
 run below runs/ and the model directory model/), and a phantom that is smaller than a real case, so
 that all benchmarks together take less than 15 minutes. Without a run it exports a reference network
-with random weights, whose speed is the same and whose label maps mean nothing. `--quick` takes a
+with random weights, whose speed is the same; its label maps hold every label, so that ways to run
+it can be told apart, and mean nothing (`benchmarks.random_network`). `--quick` takes a
 small network and a small phantom and fewer points; what it measured is marked and never becomes a
 result.
 """
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Callable, Iterator
@@ -22,31 +22,53 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import pytest
 import torch
 
-from benchmarks.calibration import calibrate
+from benchmarks.calibration import WORK, calibrate
 from benchmarks.compare import (
     IncomparableError,
+    Missing,
     Row,
     check_machine,
     compare,
+    missing,
     read_run,
     shown,
 )
-from benchmarks.scale import QUICK, STANDARD, Scale
+from benchmarks.options import (
+    RANDOM,
+    add_options,
+    cases_of,
+    check_options,
+    checkpoint_of,
+    given_model,
+    random_card,
+    scale_of,
+)
+from benchmarks.random_network import middle_window, random_network
+from benchmarks.results_page import origin
+from benchmarks.scale import Scale
 from export.build import build
 from export.release import release
-from runtime.case import Case, find_cases
-from runtime.errors import InputError
-from runtime.manifest import MANIFEST
+from runtime.case import Case
 from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_FP32, ModelDir
 from runtime.nifti import Volume, load
 from runtime.phantom import Enhancement, write_phantom
-from train.checkpoint import load_model, newest_run
+from train.checkpoint import load_model
 from train.unet import UNet3D
 
 THREADS = 2
-RANDOM = "random weights"
-LIBRARIES = ("torch", "openvino", "onnxruntime-gpu", "monai", "torchio", "nnunetv2", "numpy")
+EXPORTED = "exported-here"
+"""Name of the model directory that is made here."""
+LIBRARIES = (
+    "torch",
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "monai",
+    "torchio",
+    "nnunetv2",
+    "numpy",
+)
 Report = Callable[..., None]
 """report(question, figures, **facts): put figures, and what they are of, into a record."""
 _EARLIER = pytest.StashKey[dict[str, Any]]()
@@ -54,21 +76,12 @@ _LINES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("brats-deploy")
-    group.addoption("--quick", action="store_true", help="under 3 minutes; no results")
-    group.addoption("--data", type=Path, help="folder of cases; a phantom by default")
-    group.addoption("--checkpoint", type=Path, help="network; the newest run's by default")
-    group.addoption("--model", type=Path, default=Path("model"), help="its model directory")
-    group.addoption("--case", help="the case to time; the first of --data by default")
-    group.addoption("--rounds", type=int, help="times each figure is taken; 2 by default")
-    group.addoption("--parity-cases", type=int, default=1, help="cases to compare on")
-    group.addoption(
-        "--compare", type=Path, metavar="FILE", help="fail where this run is worse than that one"
-    )
+    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse at once what could not be compared in the end."""
+    """Refuse at once what could not be measured or compared in the end."""
+    check_options(config)
     path = config.getoption("--compare")
     if path is None:
         return
@@ -89,8 +102,16 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: An
     machine_info["libraries"] = {name: _version(name) for name in LIBRARIES}
 
 
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Every record says of which run it is: those of several are put together into one table."""
+    for record in output_json["benchmarks"]:
+        record["extra_info"]["run"] = origin(output_json)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """With --compare: a regression fails the run, and so does a comparison that cannot be made."""
+    """With --compare: a regression fails the run, and so does a figure that is gone or a comparison
+    that cannot be made.
+    """
     earlier = session.config.stash.get(_EARLIER, None)
     if earlier is None:
         return
@@ -100,13 +121,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         "benchmarks": [one.as_dict() for one in done.benchmarks if one],
     }
     rows: list[Row] = []
+    absent: list[Missing] = []
     try:
         rows = compare(earlier, now)
-        lines = shown(rows)
+        collected = [item.nodeid for item in session.items]
+        absent = missing(earlier, now, collected, _whole(session.config))
+        lines = shown(rows, absent)
     except IncomparableError as error:
         lines = [f"not compared: {error}"]
     session.config.stash[_LINES] = lines
-    if not rows or any(row.regressed for row in rows):
+    lost = any(one.lost for one in absent)
+    if not rows or lost or any(row.regressed for row in rows):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -118,17 +143,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(line)
 
 
+def _whole(config: pytest.Config) -> bool:
+    """Whether all benchmarks were asked for, rather than single files or names."""
+    chosen = (config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf"))
+    named = (Path(str(arg)) for arg in config.args)
+    return not any(chosen) and any(Path(__file__).parent == path.resolve() for path in named)
+
+
 def _settings(config: pytest.Config) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cpus": os.cpu_count(),
         "threads": THREADS,
-        "scale": _scale(config).name,
+        "scale": scale_of(config).name,
     }
-
-
-def _scale(config: pytest.Config) -> Scale:
-    return QUICK if config.getoption("--quick") else STANDARD
 
 
 def _version(name: str) -> str:
@@ -148,13 +176,13 @@ def _processor() -> str:
 
 @pytest.fixture(scope="session")
 def scale(pytestconfig: pytest.Config) -> Scale:
-    return _scale(pytestconfig)
+    return scale_of(pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def rounds(pytestconfig: pytest.Config, scale: Scale) -> int:
     given = pytestconfig.getoption("--rounds")
-    return scale.rounds if given is None else max(1, int(given))
+    return scale.rounds if given is None else int(given)
 
 
 @pytest.fixture(scope="session")
@@ -164,23 +192,16 @@ def cases(
     """The case that is timed first: real with --data, else a phantom; after it those that parity
     is compared on, as many as --parity-cases.
     """
-    data = pytestconfig.getoption("--data")
-    if data is None:
-        folder = write_phantom(
-            tmp_path_factory.mktemp("phantom"),
-            1,
-            3,
-            shape=scale.phantom,
-            enhancement=Enhancement.RIM,
-        )
-        return [Case.from_dir(folder)]
-    wanted = pytestconfig.getoption("--case")
-    found = find_cases(data)
-    timed = [case for case in found if wanted in (None, case.case_id)][:1]
-    if not timed:
-        raise pytest.UsageError(f"--case {wanted}: no such case in {data}")
-    others = [case for case in found if case not in timed and case.labels is not None]
-    return timed + others[: max(0, pytestconfig.getoption("--parity-cases") - 1)]
+    if pytestconfig.getoption("--data") is not None:
+        return cases_of(pytestconfig)
+    folder = write_phantom(
+        tmp_path_factory.mktemp("phantom"),
+        1,
+        3,
+        shape=scale.phantom,
+        enhancement=Enhancement.RIM,
+    )
+    return [Case.from_dir(folder)]
 
 
 @pytest.fixture(scope="session")
@@ -195,19 +216,16 @@ def volume(case: Case) -> Volume:
 
 
 @pytest.fixture(scope="session")
-def trained(pytestconfig: pytest.Config, scale: Scale) -> tuple[UNet3D, ModelCard, str]:
+def trained(
+    request: pytest.FixtureRequest, pytestconfig: pytest.Config, scale: Scale
+) -> tuple[UNet3D, ModelCard, str]:
     """The network in eval mode, its card, and where the weights come from."""
     torch.set_num_threads(THREADS)
-    path = pytestconfig.getoption("--checkpoint")
-    if path is None and scale is STANDARD:
-        try:
-            path = newest_run(Path("runs")) / "checkpoints" / "best.pt"
-        except InputError:
-            path = None
+    path = checkpoint_of(pytestconfig)
     if path is None:
-        torch.manual_seed(0)
-        network = UNet3D(features=scale.features, dropout=0.0).eval()
-        return network, ModelCard(name="random", patch=scale.patch), RANDOM
+        card = random_card(scale)
+        window = middle_window(request.getfixturevalue("volume"), card)
+        return random_network(scale.features, window), card, RANDOM
     network, card = load_model(path)
     return network, card, card.name
 
@@ -224,8 +242,8 @@ def case_facts(volume: Volume) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def network_facts(trained: tuple[UNet3D, ModelCard, str]) -> dict[str, Any]:
-    """Which network with which weights, for a record."""
+def network_facts(trained: tuple[UNet3D, ModelCard, str], model: ModelDir) -> dict[str, Any]:
+    """Which network with which weights, and where its graphs come from, for a record."""
     network, card, weights = trained
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
@@ -235,6 +253,7 @@ def network_facts(trained: tuple[UNet3D, ModelCard, str]) -> dict[str, Any]:
         "weights": weights,
         "weights_sha256": digest.hexdigest(),
         "patch": list(card.patch),
+        "exported_here": model.path.name == EXPORTED,
         "parameters": sum(value.numel() for value in network.parameters()),
     }
 
@@ -245,14 +264,12 @@ def model(
     trained: tuple[UNet3D, ModelCard, str],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ModelDir:
-    """The exported model: --model where its card is the network's, else exported here."""
+    """The exported model: --model, or model/ where it is the network's, else exported here."""
     network, card, _ = trained
-    path = request.config.getoption("--model")
-    if (path / MANIFEST).is_file():
-        found = ModelDir.open(path)
-        if json.loads(found.card.to_json()) == json.loads(card.to_json()):
-            return found
-    out = tmp_path_factory.mktemp("export") / "model"
+    given = given_model(request.config, card)
+    if given is not None:
+        return given
+    out = tmp_path_factory.mktemp("export") / EXPORTED
     built = build(network, card)
     release(
         out,
@@ -286,4 +303,4 @@ def calibrated(benchmark: Any) -> Iterator[None]:
     before = calibrate()
     yield
     torch.set_num_threads(THREADS)
-    benchmark.extra_info["calibration_s"] = before + calibrate()
+    benchmark.extra_info |= {"calibration_s": before + calibrate(), "calibration": WORK}

@@ -31,11 +31,21 @@ def middle(found: dict[str, Any]) -> float:
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Half the range over the median; None where one value tells nothing of noise."""
+    """How far values of one thing lie apart, relative to their median; None where one value tells
+    nothing of noise.
+
+    Of up to four values half the range; of more 1.48 times the median distance from the median (of
+    normal noise one standard deviation, and about as much as the half range of three), which a
+    single slow round does not move.
+    """
     if len(values) < 2:
         return None
-    centre = abs(median(values))
-    return (max(values) - min(values)) / 2 / centre if centre else 0.0
+    centre = float(median(values))
+    if not centre:
+        return 0.0
+    if len(values) < 5:
+        return (max(values) - min(values)) / 2 / abs(centre)
+    return 1.4826 * float(median(abs(value - centre) for value in values)) / abs(centre)
 
 
 def ratios(peer: Sequence[float], ours: Sequence[float]) -> list[float]:

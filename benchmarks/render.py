@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks import plots, tables
 from benchmarks.results_page import RESULTS, is_quick, of_question, replace_block
+from runtime.errors import BratsError, InputError
 
 BLOCKS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], str]]]] = {
     "stages": (("stages",), tables.stages),
@@ -40,6 +41,45 @@ _QUICK: Final = "**Of a quick run: no results.**"
 
 class QuickRunError(Exception):
     """A quick run was to be shown as results."""
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """A run's JSON.
+
+    Raises:
+        InputError: it is not what `--benchmark-json` of these benchmarks wrote.
+    """
+    run = _read_json(path)
+    benchmarks = run.get("benchmarks") if isinstance(run, dict) else None
+    whole = (
+        isinstance(run, dict)
+        and {"machine_info", "commit_info", "datetime"} <= run.keys()
+        and "libraries" in run["machine_info"]
+        and isinstance(benchmarks, list)
+        and all("extra_info" in one and "stats" in one for one in benchmarks)
+    )
+    if not whole:
+        raise _no_run(path, "JSON that is no run of the benchmarks")
+    return dict(run)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise _no_run(path, (error.strerror or str(error)).lower()) from error
+    except ValueError as error:  # not UTF-8, or no JSON
+        raise _no_run(path, f"no JSON ({error})") from error
+
+
+def _no_run(path: Path, found: str) -> InputError:
+    return InputError(
+        path,
+        found=found,
+        expected="what these benchmarks or brats-eval have written",
+        remedy="write it with pytest benchmarks --benchmark-only --benchmark-json FILE, or with "
+        "brats-eval --json FILE for --scores",
+    )
 
 
 def render(run: dict[str, Any], page: Path) -> list[str]:
@@ -91,18 +131,51 @@ def main(args: Sequence[str]) -> int:
     options = parser.parse_args(args)
     if not options.runs and not options.scores:
         parser.error("name a RUN_JSON, or --scores")
-    if options.scores:
-        evaluation, predictions = options.scores
-        block = tables.scores(json.loads(evaluation.read_text()), predictions)
-        options.page.write_text(replace_block(options.page.read_text(), "scores", block))
-    for path in options.runs:
-        try:
-            filled = render(json.loads(path.read_text()), options.page)
-        except QuickRunError as error:
-            print(f"{path}: {error}", file=sys.stderr)
-            return 2
-        print(f"{path}: {', '.join(filled) or 'nothing to show'}")
+    try:
+        if not options.page.is_file():
+            raise InputError(
+                options.page,
+                found="no such file",
+                expected="RESULTS.md or a copy of it",
+                remedy="name one with --page",
+            )
+        runs = {path: read_run(path) for path in options.runs}
+        if options.scores:
+            _render_scores(*options.scores, options.page)
+        for path, run in runs.items():
+            filled = _rendered(path, run, options.page)
+            print(f"{path}: {', '.join(filled) or 'nothing to show'}")
+    except BratsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except QuickRunError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _rendered(path: Path, run: dict[str, Any], page: Path) -> list[str]:
+    try:
+        return render(run, page)
+    except (KeyError, TypeError, IndexError) as error:
+        # Figures are there, but of another version of the benchmarks.
+        raise _no_run(path, f"a run that lacks {error}") from error
+
+
+def _render_scores(evaluation: Path, predictions: Path, page: Path) -> None:
+    scores = _read_json(evaluation)
+    try:
+        block = tables.scores(scores, predictions)
+    except (KeyError, TypeError) as error:
+        raise _no_run(evaluation, f"scores that lack {error}") from error
+    except OSError as error:
+        raise InputError(
+            error.filename or predictions,
+            found=(error.strerror or str(error)).lower(),
+            expected="the folder of the scored predictions, with their sidecars",
+            remedy="name the folder that brats-infer wrote to",
+        ) from error
+    page.write_text(replace_block(page.read_text(), "scores", block))
 
 
 if __name__ == "__main__":

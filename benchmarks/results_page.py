@@ -30,16 +30,36 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def machine(run: dict[str, Any]) -> str:
-    """One line: processor, threads, versions, date, commit."""
+    """One line: processor, threads, versions, date, commit. Where the records of several runs were
+    put together, what each of them was made with.
+    """
     info = run["machine_info"]
-    libraries = ", ".join(
-        f"{name} {version}" for name, version in info["libraries"].items() if version != "absent"
+    made = dict.fromkeys(
+        _made_with(one["extra_info"].get("run", origin(run))) for one in run["benchmarks"]
     )
-    commit = run["commit_info"].get("id", "unknown")[:10]
     return (
         f"{info['processor']}, {info['threads']} threads, Python {info['python_version']}; "
-        f"{libraries}; {run['datetime'][:10]}, commit {commit}."
+        f"{'; '.join(made)}."
     )
+
+
+def origin(run: dict[str, Any]) -> dict[str, Any]:
+    """What a run was made with, as each of its records says it."""
+    commit = run["commit_info"]
+    return {
+        "libraries": run["machine_info"]["libraries"],
+        "datetime": run["datetime"],
+        "commit": commit.get("id", "unknown"),
+        "dirty": bool(commit.get("dirty")),
+    }
+
+
+def _made_with(made: dict[str, Any]) -> str:
+    libraries = ", ".join(
+        f"{name} {version}" for name, version in made["libraries"].items() if version != "absent"
+    )
+    changes = " with uncommitted changes" if made["dirty"] else ""
+    return f"{libraries}; {made['datetime'][:10]}, commit {made['commit'][:10]}{changes}"
 
 
 def of_question(run: dict[str, Any], start: str) -> list[dict[str, Any]]:

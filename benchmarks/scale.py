@@ -13,7 +13,6 @@ class Scale:
     Attributes:
         name: stands in every figure's record; only those of "standard" become results.
         rounds: times each figure is taken.
-        stage_rounds: times a case is segmented warm, for the percentiles of its stages.
         read_rounds: times a case is read.
         load_batches: batches per round of the training loader.
         steps: training steps per round.
@@ -24,7 +23,6 @@ class Scale:
 
     name: Literal["standard", "quick"]
     rounds: int
-    stage_rounds: int
     read_rounds: int
     load_batches: int
     steps: int
@@ -39,7 +37,6 @@ class Scale:
 STANDARD: Final = Scale(
     name="standard",
     rounds=2,
-    stage_rounds=5,
     read_rounds=15,
     load_batches=4,
     steps=1,
@@ -51,7 +48,6 @@ STANDARD: Final = Scale(
 QUICK: Final = Scale(
     name="quick",
     rounds=2,
-    stage_rounds=3,
     read_rounds=5,
     load_batches=2,
     steps=1,

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import conftest
-from benchmarks.compare import IncomparableError, check_machine, compare, read_run, shown
+from benchmarks import calibration, conftest
+from benchmarks.calibration import WORK, calibrate, steady
+from benchmarks.compare import IncomparableError, check_machine, compare, missing, read_run, shown
 from benchmarks.figures import figure, spread
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +23,13 @@ FACTS = {"case": "A", "case_sha256": "a", "weights_sha256": "w", "patch": [128, 
 
 
 def run(
-    figures: dict[str, Any], calibration: Sequence[float] = (0.1, 0.1, 0.1), **facts: Any
+    figures: dict[str, Any],
+    calibration: Sequence[float] = (0.1, 0.1, 0.1),
+    work: str = WORK,
+    **facts: Any,
 ) -> dict[str, Any]:
-    record = FACTS | facts | {"figures": figures, "calibration_s": list(calibration)}
+    record = {"figures": figures, "calibration_s": list(calibration), "calibration": work}
+    record = FACTS | record | facts
     return {
         "machine_info": {"settings": dict(SETTINGS)},
         "benchmarks": [{"fullname": "benchmarks/bench_x.py::bench_x", "extra_info": record}],
@@ -100,6 +105,122 @@ def test_noise_alone_seldom_raises_an_alarm_and_a_fifth_slower_nearly_always_doe
     assert caught >= 18
 
 
+EARLIER = "convolution"
+"""The work of calibrations that allocated: as they were recorded on a real machine."""
+RECORDED = {
+    "fresh process": (0.0194, 0.0191, 0.0172, 0.0088, 0.0089, 0.0088),
+    "fresh, then warm": (0.0167, 0.0167, 0.0101, 0.0093, 0.0093, 0.0092),
+    "warm process": (0.0092, 0.0093, 0.0093, 0.0094, 0.0094, 0.0094),
+    "faster than most": (0.0153, 0.0151, 0.0150, 0.0083, 0.0082, 0.0081),
+}
+OVERLAPS = {
+    "overlap 0": (6.4036, 6.2357),
+    "overlap 0.5": (8.3674, 8.3732),
+    "balanced": (1.9170, 1.8951),
+    "fast": (0.7593, 0.7788),
+}
+
+
+def recorded(which: str, slower: float = 1.0) -> dict[str, Any]:
+    times = {name: figure([slower * one for one in all_], "s") for name, all_ in OVERLAPS.items()}
+    return run(times, RECORDED[which], EARLIER)
+
+
+@pytest.mark.parametrize("before", list(RECORDED))
+@pytest.mark.parametrize("after", list(RECORDED))
+def test_with_calibrations_of_real_runs_half_as_much_again_is_caught(
+    before: str, after: str
+) -> None:
+    assert regressed(recorded(before), recorded(after, 1.5)) == list(OVERLAPS)
+    # A clock that was a tenth faster makes no regression of the same times.
+    assert regressed(recorded(before), recorded(after)) == []
+
+
+def test_a_machine_that_became_slower_meanwhile_allows_more_and_says_so() -> None:
+    drifting = (0.0093, 0.0096, 0.0091, 0.0216, 0.0416, 0.0641)
+    old = recorded("warm process")
+    slower = {name: figure([1.5 * one for one in all_], "s") for name, all_ in OVERLAPS.items()}
+    for work in (WORK, EARLIER):
+        new = run(slower, drifting, work)
+        old["benchmarks"][0]["extra_info"]["calibration"] = work
+        assert regressed(old, new) == []
+        assert "4 so noisy that half as much again would pass" in shown(compare(old, new))[-1]
+    # Drift in the other direction is noise as well, where the work does not allocate.
+    old["benchmarks"][0]["extra_info"]["calibration"] = WORK
+    assert regressed(old, run(slower, drifting[::-1])) == []
+
+
+def test_one_slow_round_of_many_hides_nothing() -> None:
+    first = (0.1558, 0.0610, 0.0605, 0.0596, 0.0610)
+    assert spread(first) == pytest.approx(1.4826 * 0.0005 / 0.0610)
+    old = run({"open": figure(first, "s")})
+    assert regressed(old, run({"open": figure([1.5 * one for one in first], "s")})) == ["open"]
+
+
+def test_calibration_waits_until_it_is_steady_but_not_for_ever() -> None:
+    runs = [30.0, 20.0, 15.0, 10.1, 10.0, 10.2, 10.0, 10.3, 10.0, 99.0]
+    assert steady(iter(runs).__next__, 3) == [10.0, 10.3, 10.0]
+    restless = iter(range(1, 100))
+    assert steady(lambda: float(2 ** next(restless)), 2) == [2.0**11, 2.0**12]
+
+
+def test_calibration_touches_no_new_pages_while_it_is_timed() -> None:
+    resource = pytest.importorskip("resource", reason="only POSIX counts page faults")
+    faults: list[int] = []
+
+    def counted(work: Any) -> float:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        work()
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        return 1.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_timed", counted)
+        assert calibrate(9) == [1.0] * 9
+    # The convolution it was before took 5000 a run.
+    assert max(faults[-9:]) < 50
+
+
+def test_a_figure_that_is_gone_is_lost() -> None:
+    both = {"kept": figure((1.0, 1.0), "s"), "gone": figure((2.0, 2.0), "s")}
+    old, new = run(both), run({"kept": both["kept"]})
+    (one,) = missing(old, new)
+    assert one.lost
+    assert one.what == "benchmarks/bench_x.py::bench_x: gone"
+    assert shown(compare(old, new), [one]) == [
+        "LOST  bench_x.py::bench_x: gone: is gone",
+        "1 figures compared: 0 regressed, 0 better, 1 within their noise; 1 lost",
+    ]
+    assert missing(new, old) == []
+
+
+def test_a_time_that_was_calibrated_otherwise_is_not_compared() -> None:
+    both = {"time": figure((1.0, 1.0), "s"), "ratio": figure((2.0, 2.0), "ratio")}
+    old, new = run(both, [0.01] * 6, EARLIER), run(both)
+    assert [row.name for row in compare(old, new)] == ["ratio"]
+    (one,) = missing(old, new)
+    assert one.lost
+    assert "take the earlier run again" in one.why
+
+
+def test_a_benchmark_that_was_not_asked_for_is_listed_and_one_that_was_is_lost() -> None:
+    figures = {"it": figure((1.0, 1.0), "s")}
+    old, new = run(figures), run(figures)
+    other = run(figures)["benchmarks"][0] | {"fullname": "benchmarks/bench_y.py::bench_y"}
+    old["benchmarks"].append(other)
+    ran = "benchmarks/bench_x.py::bench_x"
+    (one,) = missing(old, new, [ran], whole=False)
+    assert not one.lost
+    assert shown(compare(old, new), [one])[0] == (
+        "not run  bench_y.py::bench_y: is not in this run"
+    )
+    (one,) = missing(old, new, [ran], whole=True)
+    assert one.lost
+    (one,) = missing(old, new, [ran, other["fullname"]], whole=False)
+    assert one.lost
+    assert one.why == "was skipped, or failed"
+
+
 def test_a_stage_of_a_millisecond_may_double() -> None:
     old, new = (run({"argmax": figure((value, value), "s")}) for value in (0.002, 0.004))
     assert regressed(old, new) == []
@@ -123,6 +244,27 @@ def test_another_case_and_other_weights_are_refused(key: str) -> None:
     figures = {"it": figure((1.0, 1.0), "s")}
     with pytest.raises(IncomparableError, match=f"bench_x: the earlier run had {key}"):
         compare(run(figures), run(figures, **{key: "another"}))
+
+
+def test_figures_of_another_graph_are_not_compared() -> None:
+    figures = {"it": figure((1.0, 1.0), "s")}
+    slow = {"it": figure((2.0, 2.0), "s")}
+    old = run(figures, model_sha256={"model.onnx": "a" * 64, "model.int8.onnx": "b" * 64})
+    same = run(slow, model_sha256={"model.onnx": "a" * 64})
+    assert regressed(old, same) == ["it"]
+    assert missing(old, same) == []
+    other = run(slow, model_sha256={"model.onnx": "c" * 64})
+    with pytest.raises(IncomparableError, match=r"in common: .*bench_x was of another model\.onnx"):
+        compare(old, other)
+    (one,) = missing(old, other)
+    assert one.lost
+    assert one.why == "was of another model.onnx (aaaaaaaaaa, now cccccccccc)"
+    # Where both runs exported it themselves, the export is what has changed.
+    for record in (old, other):
+        record["benchmarks"][0]["extra_info"]["exported_here"] = True
+    assert regressed(old, other) == ["it"]
+    # Runs of earlier versions do not say which graph it was.
+    assert regressed(run(figures), other) == ["it"]
 
 
 def test_nothing_in_common_is_refused() -> None:
@@ -200,12 +342,31 @@ def test_the_option_fails_a_run_that_regressed(tmp_path: Path) -> None:
     # What it wrote can be compared with in turn.
     written = read_run(new)
     assert written["machine_info"]["settings"] == old["machine_info"]["settings"]
-    assert len(written["benchmarks"][0]["extra_info"]["calibration_s"]) == 6
+    assert len(written["benchmarks"][0]["extra_info"]["calibration_s"]) == 10
 
 
-def _config(path: Path | None, quick: bool = False) -> Any:
-    options = {"--compare": path, "--quick": quick}
-    return SimpleNamespace(getoption=options.get, stash=pytest.Stash())
+def _config(path: Path | None, quick: bool = False, **options: Any) -> Any:
+    given = {"--compare": path, "--quick": quick} | options
+    return SimpleNamespace(getoption=given.get, stash=pytest.Stash(), args=["benchmarks"])
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "whole"),
+    [
+        (["benchmarks"], {}, True),
+        ([str(ROOT / "benchmarks")], {}, True),
+        (["benchmarks/bench_x.py"], {}, False),
+        (["benchmarks"], {"keyword": "peers"}, False),
+        (["benchmarks"], {"deselect": ["benchmarks/bench_x.py::bench_x"]}, False),
+    ],
+)
+def test_single_files_and_names_are_no_whole_run(
+    args: list[str], options: dict[str, Any], whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    config = _config(None, **options)
+    config.args = args
+    assert conftest._whole(config) is whole
 
 
 def test_the_option_lets_a_run_pass_that_did_not_regress(tmp_path: Path) -> None:
@@ -218,7 +379,8 @@ def test_the_option_lets_a_run_pass_that_did_not_regress(tmp_path: Path) -> None
     (record,) = old["benchmarks"]
     done = SimpleNamespace(as_dict=lambda: record)
     config._benchmarksession = SimpleNamespace(benchmarks=[done])
-    session: Any = SimpleNamespace(config=config, exitstatus=0)
+    item = SimpleNamespace(nodeid=record["fullname"])
+    session: Any = SimpleNamespace(config=config, exitstatus=0, items=[item])
     conftest.pytest_sessionfinish(session)
     assert session.exitstatus == 0
     # Nothing to compare is no success.

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.bench_scaling import MODES
+from benchmarks.opened import as_for_a_new_case
 from benchmarks.peers import (
     MONAI,
     MONAI_LAST,
@@ -23,7 +25,9 @@ from benchmarks.peers import (
     tutorial_starts,
 )
 from benchmarks.stage_clock import STAGES, TimedOps
-from runtime.model_card import ModelCard
+from export.modes import PROPOSED
+from runtime.model_card import ModelCard, Shape3
+from runtime.modes import options_of
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import prepare
@@ -140,3 +144,38 @@ def test_timed_operations_do_what_they_wrap_and_note_their_stage(
     assert set(taken) == {"box", "normalise"} <= set(STAGES)
     assert min(taken.values()) > 0
     assert clock.taken() == {}
+
+
+class Bound(TorchBackend):
+    """Notes what it is bound to."""
+
+    def bind(self, window: Shape3, batch: int) -> None:
+        self.windows = [*getattr(self, "windows", []), window]
+        super().bind(window, batch)
+
+
+def test_a_box_is_bound_again_before_it_is_timed(
+    phantom_volume: Volume, tiny_network: UNet3D, tiny_card: ModelCard
+) -> None:
+    backend = Bound(tiny_network, tiny_card)
+    for mode in PROPOSED:
+        segmenter = Segmenter(backend, options_of(mode, SegmentOptions()))
+        box = segmenter.segment(phantom_volume).plan.patch
+        assert box != tiny_card.patch
+        backend.windows = []
+        as_for_a_new_case(segmenter)
+        segmenter.segment(phantom_volume)
+        assert backend.windows == [tiny_card.patch, box]
+    # Windows of the card's patch are bound as they are for every patient.
+    backend.windows = []
+    as_for_a_new_case(Segmenter(backend))
+    assert backend.windows == []
+
+
+def test_the_modes_that_are_certified_are_rows_of_the_table() -> None:
+    rows = {mode.name: mode for mode in MODES}
+    for mode in PROPOSED:
+        (row,) = (row for name, row in rows.items() if f"({mode.quality})" in name)
+        assert row.options == options_of(mode, SegmentOptions())
+        assert row.precision == mode.precision
+    assert list(rows)[-2:] == ["box (balanced)", "box, int8 (fast)"]

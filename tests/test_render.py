@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks import conftest
 from benchmarks.figures import figure
 from benchmarks.render import BLOCKS, QuickRunError, main, render
-from benchmarks.results_page import RESULTS, replace_block
+from benchmarks.results_page import RESULTS, machine, replace_block
 from benchmarks.tables import loading, modes, peers, stages, training
 
 
@@ -92,6 +93,24 @@ def test_peers_shows_the_ratio_with_its_spread() -> None:
     assert "| MONAI, eager | volume | openvino, fast | 99.0" in fast
     assert lines[-1].startswith("Case A (240x240x155), weights w.")
     assert "2026-01-02, commit 0123456789." in lines[-1]
+
+
+def test_the_footer_says_what_was_not_committed_and_names_every_run() -> None:
+    run = _run(PEER, 11.0)
+    run["commit_info"]["dirty"] = True
+    assert machine(run) == (
+        "P, 2 threads, Python 3.11; torch 2; 2026-01-02, commit 0123456789 with uncommitted "
+        "changes."
+    )
+    other = _run(PEER | {"peer": "nnU-Net"}, 11.0)
+    other["machine_info"]["libraries"] = {"torch": "2", "monai": "absent", "nnunetv2": "2.8"}
+    for one in (run, other):
+        conftest.pytest_benchmark_update_json(one)
+    assert machine(_together(other, run)) == (
+        "P, 2 threads, Python 3.11; torch 2, nnunetv2 2.8; 2026-01-02, commit 0123456789; "
+        "torch 2; 2026-01-02, commit 0123456789 with uncommitted changes."
+    )
+    assert machine(other).count("2026") == 1
 
 
 def _stages(state: str, infer: float) -> dict[str, Any]:
@@ -201,3 +220,62 @@ def test_a_quick_run_never_becomes_a_result(tmp_path: Path) -> None:
     shutil.copy(RESULTS, page)
     assert main([str(path), "--page", str(page)]) == 0
     assert "Of a quick run: no results." in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (None, "found no such file or directory"),
+        ("no json", "found no JSON (Expecting value"),
+        ("[]", "found JSON that is no run of the benchmarks"),
+        ('{"cases": {}}', "found JSON that is no run of the benchmarks"),
+        ('{"machine_info": {}}', "found JSON that is no run of the benchmarks"),
+    ],
+)
+def test_a_file_that_is_no_run_is_told_in_a_sentence(
+    content: str | None, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, page = tmp_path / "run.json", tmp_path / "page.md"
+    shutil.copy(RESULTS, page)
+    if content is not None:
+        path.write_text(content)
+    good = tmp_path / "good.json"
+    good.write_text(json.dumps(_run(PEER, 11.0)))
+    # What is refused is refused before anything is written.
+    assert main([str(good), str(path), "--page", str(page)]) == 2
+    assert page.read_bytes() == RESULTS.read_bytes()
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"{path}: {found}")
+    assert "expected what these benchmarks or brats-eval have written; write it with" in line
+    assert printed.out == ""
+
+
+def test_a_run_of_another_version_and_a_page_that_is_none_are_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, page = tmp_path / "run.json", tmp_path / "page.md"
+    record = {key: value for key, value in PEER.items() if key != "quality"}
+    path.write_text(json.dumps(_run(record, 11.0)))
+    assert main([str(path), "--page", str(page)]) == 2
+    assert capsys.readouterr().err.startswith(f"{page}: found no such file, expected RESULTS.md")
+    shutil.copy(RESULTS, page)
+    assert main([str(path), "--page", str(page)]) == 2
+    assert "run.json: found a run that lacks 'quality'" in capsys.readouterr().err
+    assert page.read_bytes() == RESULTS.read_bytes()
+
+
+def test_scores_that_cannot_be_read_are_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, scores = tmp_path / "page.md", tmp_path / "scores.json"
+    shutil.copy(RESULTS, page)
+    arguments = ["--scores", str(scores), str(tmp_path / "absent"), "--page", str(page)]
+    for content, found in (
+        (None, "scores.json: found no such file"),
+        ("{}", "scores.json: found scores that lack"),
+    ):
+        if content is not None:
+            scores.write_text(content)
+        assert main(arguments) == 2
+        assert found in capsys.readouterr().err
