@@ -336,8 +336,8 @@ FAULTS = (
     ),
     Fault(
         "int8-judged-on-its-calibration-cases",
-        "export/int8_search.py",
-        "if {image.sha256 for image in case.volume.images.values()} not in used",
+        "export/calibrate.py",
+        "if {image.sha256 for image in case.volume.images.values()} not in known",
         "if True",
         "tests/test_int8.py::test_the_gate_judges_on_other_cases",
     ),
