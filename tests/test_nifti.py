@@ -420,6 +420,37 @@ def test_modalities_must_share_one_affine(
     assert caught.value.where.endswith("X_t2.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("apart", "blamed", "reference"),
+    [
+        (("flair",), "flair", "t1"),
+        (("t1ce",), "t1ce", "flair"),
+        (("flair", "t1"), "t1ce", "flair"),  # two and two: the first counts
+        (("flair", "t1", "t1ce"), "t2", "flair"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(9, 8, 7), (9, 7, 8)])
+def test_the_image_that_lies_apart_is_named(
+    tmp_path: Path,
+    write_case: WriteCase,
+    apart: tuple[str, ...],
+    blamed: str,
+    reference: str,
+    shape: tuple[int, ...],
+) -> None:
+    images = {name: np.full((9, 8, 7), i, np.int16) for i, name in enumerate(MODALITIES)}
+    folder = write_case(tmp_path, images, LPS)
+    moved = LPS.copy()
+    moved[0, 3] += 50
+    for index, name in enumerate(apart):
+        image = nib.Nifti1Image(np.full(shape, index + 1, np.int16), moved)
+        nib.save(image, folder / f"X_{name}.nii.gz")
+    with pytest.raises(InputError) as caught:
+        load(Case.from_dir(folder))
+    assert caught.value.where.endswith(f"X_{blamed}.nii.gz")
+    assert caught.value.expected.endswith(f"X_{reference}.nii.gz")
+
+
 def test_a_singular_affine_is_bad_input(tmp_path: Path) -> None:
     path = tmp_path / "X.nii"
     for bad in (0.0, float("nan")):
