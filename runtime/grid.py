@@ -1,5 +1,6 @@
 """Where the voxels of a volume lie in space."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -87,3 +88,38 @@ def check_same_grid(
             expected=f"the affine of {reference_path.name}",
             remedy=remedy,
         )
+
+
+def check_one_grid(grids: Sequence[tuple[Path, Grid]], remedy: str) -> None:
+    """Refuse files that do not share one grid, naming one that lies apart from most of the others.
+
+    Args:
+        grids: of each file, one at least; where no grid is that of most, the first counts.
+        remedy: for the error.
+
+    Raises:
+        InputError: as for `check_same_grid`.
+    """
+    groups: list[list[tuple[Path, Grid]]] = []
+    for one in grids:
+        for group in groups:
+            if _agree(one, group[0]):
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    most = max(groups, key=len)
+    for group in groups:
+        if group is not most:
+            check_same_grid(*group[0], *most[0], remedy)
+    # A tolerance is of the reference's spacing, so that whose turn it is may decide.
+    for one in grids:
+        check_same_grid(*one, *grids[0], remedy)
+
+
+def _agree(one: tuple[Path, Grid], other: tuple[Path, Grid]) -> bool:
+    try:
+        check_same_grid(*one, *other, "")
+    except InputError:
+        return False
+    return True

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from runtime.case import Case, Source
 from runtime.errors import InputError
-from runtime.grid import Grid, check_same_grid
+from runtime.grid import Grid, check_one_grid
 from runtime.nifti_bytes import GZIP_ERRORS, Stored, enough_memory, first_bytes, read_stored
 from runtime.nifti_header import damaged
 from runtime.threads import Threads
@@ -81,34 +81,28 @@ def load(case: Case, workers: int = 4) -> Volume:
 
     Raises:
         InputError: a file is missing, truncated, damaged, not a 3D NIfTI (4D where the case
-            says so), a single slice, has another shape or affine than the first, holds non-finite
+            says so), a single slice, has another shape or affine than most, holds non-finite
             voxels, or the bytes or voxels of another modality.
         ComputeError: too little memory.
     """
     paths = list(dict.fromkeys(source.path for source in case.images.values()))
     with Threads(min(workers, len(paths))) as pool:
         files = dict(zip(paths, pool.map(read_stored, paths), strict=True))
-    images: dict[str, Image] = {}
-    first: tuple[Path, Grid] | None = None
-    for modality, source in case.images.items():
-        file = files[source.path]
-        grid = file.header.grid
-        if first is None:
-            first = (source.path, grid)
-            check_depth(source.path, grid)
-        check_same_grid(
-            source.path, grid, *first, "co-register and resample all modalities to one grid"
-        )
-        images[modality] = _image(source, file)
-    if first is None:
+    if not files:
         raise InputError(
             case.case_id,
             found="no images",
             expected="four modalities",
             remedy="check the case folder",
         )
+    grids = [(source.path, files[source.path].header.grid) for source in case.images.values()]
+    check_depth(*grids[0])
+    check_one_grid(grids, "co-register and resample all modalities to one grid")
+    images = {
+        modality: _image(source, files[source.path]) for modality, source in case.images.items()
+    }
     _check_distinct(case, images)
-    return Volume(case, images, first[1])
+    return Volume(case, images, grids[0][1])
 
 
 def read_image(source: Source) -> tuple[Image, Grid]:

@@ -25,8 +25,11 @@ from runtime.threads import Threads
 
 GZIP_ERRORS: Final[Any] = (EOFError, OSError, zlib.error, isal_zlib.error)
 _GZIP_MAGIC: Final = b"\x1f\x8b"
-# Some writers pad the end.
+# Some writers pad the end, to a block or a page. No more than a hundredth of a larger image: one
+# whose header has come to promise fewer bytes a voxel, or fewer voxels, is damaged, not padded.
+_MIN_PADDING: Final = 1 << 12
 _MAX_PADDING: Final = 1 << 20
+_PADDED_PART: Final = 100
 # Deflate packs no more than 1032 bytes into one, and adds less than an eighth to what it cannot
 # pack, members of 64 kB with their headers included.
 _MAX_RATIO: Final = 1032
@@ -187,7 +190,8 @@ def _kind(mode: int) -> str:
 
 def _most(header: Header) -> int:
     """Bytes of the longest file that this can be the header of, and one more."""
-    return header.end + _MAX_PADDING + 1
+    part = (header.end - header.offset) // _PADDED_PART
+    return header.end + min(max(part, _MIN_PADDING), _MAX_PADDING) + 1
 
 
 def _header(path: Path, start: Data) -> Header:

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import hashlib
+import os
 import tracemalloc
 from collections.abc import Callable
 from functools import partial
@@ -420,6 +421,37 @@ def test_modalities_must_share_one_affine(
     assert caught.value.where.endswith("X_t2.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("apart", "blamed", "reference"),
+    [
+        (("flair",), "flair", "t1"),
+        (("t1ce",), "t1ce", "flair"),
+        (("flair", "t1"), "t1ce", "flair"),  # two and two: the first counts
+        (("flair", "t1", "t1ce"), "t2", "flair"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(9, 8, 7), (9, 7, 8)])
+def test_the_image_that_lies_apart_is_named(
+    tmp_path: Path,
+    write_case: WriteCase,
+    apart: tuple[str, ...],
+    blamed: str,
+    reference: str,
+    shape: tuple[int, ...],
+) -> None:
+    images = {name: np.full((9, 8, 7), i, np.int16) for i, name in enumerate(MODALITIES)}
+    folder = write_case(tmp_path, images, LPS)
+    moved = LPS.copy()
+    moved[0, 3] += 50
+    for index, name in enumerate(apart):
+        image = nib.Nifti1Image(np.full(shape, index + 1, np.int16), moved)
+        nib.save(image, folder / f"X_{name}.nii.gz")
+    with pytest.raises(InputError) as caught:
+        load(Case.from_dir(folder))
+    assert caught.value.where.endswith(f"X_{blamed}.nii.gz")
+    assert caught.value.expected.endswith(f"X_{reference}.nii.gz")
+
+
 def test_a_singular_affine_is_bad_input(tmp_path: Path) -> None:
     path = tmp_path / "X.nii"
     for bad in (0.0, float("nan")):
@@ -616,7 +648,7 @@ def test_a_stream_is_inflated_no_further_than_its_header_promises(
 ) -> None:
     path = inflated_to(tmp_path / "X.nii.gz", plain_bytes(), zeros)
     for check in (partial(read, path), partial(count_frames, path, path.read_bytes())):
-        with pytest.raises(InputError, match="more than 1049048 bytes"):
+        with pytest.raises(InputError, match="more than 4568 bytes"):
             check()
         assert traced_peak(check) < 3 << 20
 
@@ -630,6 +662,49 @@ def test_padding_after_the_voxels_does_no_harm(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         assert read(tmp_path / name)[0].shape == (5, 4, 3)
         assert count_frames(tmp_path / name, data) == 1
+
+
+@pytest.mark.parametrize("name", ["X.nii", "X.nii.gz"])
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [((20, 20, 20), 4096), ((100, 100, 100), 20_000)],
+)
+def test_no_more_than_padding_may_follow_the_voxels(
+    tmp_path: Path, name: str, shape: tuple[int, ...], most: int
+) -> None:
+    """A hundredth of the voxels, 4 KiB at least and 1 MiB at most."""
+    path, plain = tmp_path / name, plain_bytes(shape)
+    packed = partial(gzip.compress, compresslevel=1) if path.suffix == ".gz" else bytes
+    path.write_bytes(packed(plain + bytes(most)))
+    assert read(path)[0].shape == shape
+    path.write_bytes(packed(plain + bytes(most + 1)))
+    with pytest.raises(InputError, match=r"where (the|its) header"):
+        read(path)
+
+
+def test_nobody_pads_a_mebibyte(tmp_path: Path) -> None:
+    path = tmp_path / "X.nii"
+    header = header_of((480, 480, 480))
+    path.write_bytes(header)
+    end = 544 + 480**3
+    os.truncate(path, end + (1 << 20))  # sparse
+    assert read(path)[0].shape == (480, 480, 480)
+    os.truncate(path, end + (1 << 20) + 1)
+    with pytest.raises(InputError, match="where its header accounts for"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["X.nii", "X.nii.gz"])
+def test_a_header_that_promises_a_part_of_the_voxels_is_damaged(tmp_path: Path, name: str) -> None:
+    """Of a small image too: its other half is no padding."""
+    for place, value in ((70, 256), (46, 12)):  # int8, and half the slices
+        data = bytearray(plain_bytes((24, 24, 24)))
+        data[place : place + 2] = value.to_bytes(2, "little")
+        if place == 70:
+            data[72:74] = (8).to_bytes(2, "little")
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        with pytest.raises(InputError, match=r"where (the|its) header"):
+            read(tmp_path / name)
 
 
 def test_a_member_of_a_stream_may_end_within_the_header(tmp_path: Path) -> None:
