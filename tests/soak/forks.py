@@ -51,10 +51,9 @@ def fork_infer(
         os._exit(code)
 
 
-def run_main(arguments: Sequence[object]) -> int:
-    """The exit code of brats-infer, in this process."""
-    from runtime.cli.infer import main
-
+def run_main(arguments: Sequence[object], command: str = "infer") -> int:
+    """The exit code of brats-infer, or of another of the runtime's commands, in this process."""
+    main: Callable[[Sequence[str]], int] = import_module(f"runtime.cli.{command}").main
     try:
         return main([os.fsdecode(one) if isinstance(one, bytes) else str(one) for one in arguments])
     except SystemExit as left:

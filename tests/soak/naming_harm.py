@@ -1,4 +1,5 @@
-"""Runs brats-infer on hostile names, and looks at the whole tree around it before and after.
+"""Runs brats-infer, --check and brats-eval on hostile names, and looks at the whole tree around
+them before and after.
 
 python -m tests.soak.naming_harm MODEL FOLDER COUNT
 
@@ -6,7 +7,9 @@ A fake network runs in this process; what is printed goes into files. Prints fig
 """
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -74,6 +77,7 @@ class Figures:
     runs: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     label_maps: int = 0
+    scored: int = 0
     links_replaced: int = 0
     links_removed: int = 0
     not_made: int = 0
@@ -83,6 +87,7 @@ class Figures:
     raw_on_stderr: list[str] = field(default_factory=list)
     raw_in_files: list[str] = field(default_factory=list)
     unescaped: list[str] = field(default_factory=list)
+    formulas: list[str] = field(default_factory=list)
 
 
 class Elements(HTMLParser):
@@ -143,6 +148,13 @@ class Harm:
 
     def run(self, what: str, name: bytes, case: bytes, out: bytes, *flags: str) -> int:
         """brats-infer, with everything that it must not have done looked at."""
+        arguments = [case, "--model", self.model, f"--output={os.fsdecode(out)}", *flags]
+        return self.watched(what, name, out, arguments)
+
+    def watched(
+        self, what: str, name: bytes, out: bytes, arguments: list[object], command: str = "infer"
+    ) -> int:
+        """A command that may write into ``out`` alone."""
         figures = self.figures
         label = f"{what} {name!r}"
         real = os.path.realpath(out)
@@ -151,11 +163,13 @@ class Harm:
         code: int | None = None
         here = os.getcwd()
         os.chdir(self.place)
-        with said.open("w", errors="backslashreplace") as file, contextlib.redirect_stderr(file):
+        with (
+            said.open("w", errors="backslashreplace") as file,
+            contextlib.redirect_stderr(file),
+            contextlib.redirect_stdout(file),
+        ):
             try:
-                code = run_main(
-                    [case, "--model", self.model, f"--output={os.fsdecode(out)}", *flags]
-                )
+                code = run_main(arguments, command)
             except Exception:
                 figures.crashed.append(f"{label}: {traceback.format_exc()[-600:]}")
         os.chdir(here)
@@ -176,7 +190,7 @@ class Harm:
         if (found := CONTROL.search(told)) or ("\n" in text and text.strip() and text in told):
             figures.raw_on_stderr.append(f"{label}: {found[0] if found else 'line break'!r}")
         for entry in os.listdir(out) if os.path.isdir(out) else ():
-            if not entry.endswith((b".json", b".html")):
+            if not entry.endswith((b".json", b".html", b".csv")):
                 figures.label_maps += entry.endswith(b"_seg.nii.gz")
                 continue
             if os.path.islink(os.path.join(out, entry)):
@@ -185,6 +199,12 @@ class Harm:
                 page = file.read().decode(errors="surrogateescape")
             if found := CONTROL.search(page):
                 figures.raw_in_files.append(f"{label}: {entry[-9:]!r}, {found[0]!r}")
+            if entry.endswith(b".csv"):
+                figures.formulas += [
+                    f"{label}: {row[0]!r}"
+                    for row in csv.reader(io.StringIO(page))
+                    if row[0].lstrip().startswith(("=", "+", "-", "@"))
+                ]
             if entry.endswith(b".html"):
                 # What the page of an innocent name has none of, this name has put there.
                 elements = Elements(page).found
@@ -273,6 +293,31 @@ class Harm:
                 os.symlink(place + b"/real", place + b"/" + name)
                 self.run("linked output", name, place + b"/in", place + b"/" + name)
 
+    def checked(self, name: bytes) -> None:
+        """The name is a case's whose files are looked at, and its folder's."""
+        with self.fresh() as place:
+            in_, out = place + b"/in/", place + b"/out"
+            if self.case(in_ + b"X", name + b"_") | self.case(in_ + name, b""):
+                arguments: list[object] = [in_, "--check", "--json", out + b"/check.json"]
+                self.watched("check", name, out, arguments)
+
+    def scored(self, name: bytes) -> None:
+        """The name is a label map's, and its truth's."""
+        with self.fresh() as place:
+            in_, out = place + b"/in/", place + b"/out"
+            try:
+                for folder in (b"predicted", b"truth"):
+                    os.mkdir(in_ + folder)
+                    path = os.path.join(in_, folder, name + b"_seg.nii.gz")
+                    os.link(self.images / "ours.nii.gz", path)
+            except OSError:
+                self.figures.not_made += 1
+                return
+            files = ("--json", out + b"/scores.json", "--csv", out + b"/scores.csv")
+            arguments: list[object] = [in_ + b"predicted", in_ + b"truth", *files]
+            code = self.watched("eval", name, out, arguments, "evaluate")
+            self.figures.scored += code == 0
+
 
 def main(arguments: list[str]) -> None:
     import runtime.backends
@@ -288,7 +333,7 @@ def main(arguments: list[str]) -> None:
     harm.prefix(b"Innocent")
     ways: list[Callable[[bytes], None]] = [
         harm.prefix, harm.folder, harm.output, harm.four_d, harm.links, harm.described,
-        harm.linked_output,
+        harm.linked_output, harm.checked, harm.scored,
     ]  # fmt: skip
     # Each name is a case's; of the other ways each takes its turn.
     for number, name in enumerate(names):

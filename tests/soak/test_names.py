@@ -26,10 +26,12 @@ def test_hostile_names(tiny_model: Path, tmp_path: Path) -> None:
         assert figures["raw_on_stderr"] == []
         assert figures["raw_in_files"] == []
         assert figures["unescaped"] == []
+        assert figures["formulas"] == []
         # Most of them run, and links are put aside rather than followed.
         assert figures["codes"]["0"] > figures["runs"] / 2
         assert figures["label_maps"] > count
         assert figures["links_replaced"] > 0
+        assert figures["scored"] > 0
         # Few were too long for a file of theirs.
         assert figures["not_made"] < count / 4
 
