@@ -1,6 +1,7 @@
 """Fixtures that several test files share: phantoms, a tiny network, its model directory, cases."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from runtime.nifti import Grid, Image, Volume, load
 from runtime.phantom import Enhancement, write_phantoms
 from train.checkpoint import Architecture, Checkpoint, save_checkpoint
 from train.unet import UNet3D
+
+# A shell that starts a command in the background lets it ignore Ctrl-C, and so all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REAL_CASES = Path(__file__).parents[2] / "shared" / "data" / "brats18"
 PHANTOM_SHAPE = (64, 56, 48)
