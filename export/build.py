@@ -1,20 +1,19 @@
 """From a network to the fp32 graphs of a model directory, and what executes them here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Final
 
 import onnx
 from torch import nn
 
+from export.cpu_backends import Opener, cpu_backends
 from export.fuse import FusionReport, fuse
 from export.half_weights import halve_weights, is_halved
 from export.parity import Candidate
 from export.trace import trace
 from export.up_branch import UpBranch
-from runtime.backends import Backend, BackendInfo
-from runtime.backends.ort import OrtBackend
+from runtime.backends import BackendInfo
 from runtime.engine import EnginePrecision
 from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, sha256_of
@@ -83,28 +82,26 @@ def build(
         form: (halve_weights(graph) if half_weights else graph).SerializeToString()
         for form, graph in graphs.items()
     }
-    candidates = [
-        _candidate("ort", OrtBackend, form, stored, card, threads) for form, stored in data.items()
+    runners = cpu_backends()
+    candidates = [_candidate(name, kind, "k4", data["k4"], card, threads) for name, kind in runners]
+    candidates += [
+        _candidate(*runners[-1], form, stored, card, threads)
+        for form, stored in data.items()
+        if form != "k4"
     ]
-    # Not every machine that exports serves on its CPU.
-    if find_spec("openvino") is not None:
-        from runtime.backends.openvino import OpenVinoBackend
-
-        served = _candidate("openvino", OpenVinoBackend, "k4", data["k4"], card, threads)
-        candidates.insert(0, served)
     return Built(graphs, data, tuple(candidates), reports["k4"])
 
 
 def _candidate(
     name: str,
-    kind: Callable[..., Backend],
+    opener: Opener,
     form: UpBranch,
     data: bytes,
     card: ModelCard,
     threads: int | None,
 ) -> Candidate:
     file, digest = file_of("fp32", form), sha256_of(data)
-    backend = kind(data, card, BackendInfo(name, "cpu", "fp32", file, digest), threads)
+    backend = opener(data, card, BackendInfo(name, "cpu", "fp32", file, digest), threads)
     halved = is_halved(data)
     arithmetic = "fp32, weights stored in fp16" if halved else "fp32"
     return Candidate(file, digest, backend, arithmetic, reduced=halved, up_branch=form)

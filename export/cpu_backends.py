@@ -1,10 +1,12 @@
 """What runs an ONNX model on the CPU of the machine that exports."""
 
-from importlib.util import find_spec
+from contextlib import suppress
 from typing import Protocol
 
 from runtime.backends import Backend, BackendInfo
+from runtime.backends.loading import loading, require
 from runtime.backends.ort import OrtBackend
+from runtime.errors import BackendUnavailableError
 from runtime.model_card import ModelCard
 
 
@@ -31,12 +33,13 @@ class Opener(Protocol):
 
 
 def cpu_backends() -> list[tuple[str, Opener]]:
-    """The CPU backends that are here by name, the fastest first."""
+    """The CPU backends that are here by name, the fastest first and "ort" last."""
     found: list[tuple[str, Opener]] = [("ort", _ort)]
     # Not every machine that exports serves on its CPU.
-    if find_spec("openvino") is not None:
-        from runtime.backends.openvino import OpenVinoBackend
-
+    with suppress(BackendUnavailableError):
+        require("openvino", "openvino")
+        with loading("openvino", "openvino"):
+            from runtime.backends.openvino import OpenVinoBackend
         found.insert(0, ("openvino", OpenVinoBackend))
     return found
 

@@ -5,6 +5,7 @@ what is said, and with which exit code it ends.
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from export.cli import ExportArgs, check, check_adding
+from export.cpu_backends import cpu_backends
 from export.engine import BuildOptions
 from export.export_view import engine_table, parity_table
 from export.half_weights import is_halved, restored
@@ -837,3 +839,10 @@ def test_engines_of_an_added_fp16_graph(
     backend = open_backend(ModelDir.open(out), BackendOptions("trt"))
     assert (backend.info.precision, backend.info.certificate) == ("fp16", "pass")
     backend.close()
+
+
+def test_a_cpu_library_that_does_not_load_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [name for name, _ in cpu_backends()] == ["openvino", "ort"]
+    # What Python keeps of a module whose import is to fail.
+    monkeypatch.setitem(sys.modules, "runtime.backends.openvino", None)
+    assert [name for name, _ in cpu_backends()] == ["ort"]
