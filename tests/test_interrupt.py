@@ -100,6 +100,34 @@ def test_an_interrupt_while_a_library_loads(
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+OPENED_AND_CLOSED = """
+import gc, os, signal, sys
+from pathlib import Path
+from runtime.backends import BackendOptions, open_backend
+from runtime.model_dir import ModelDir
+model = ModelDir.open(Path(sys.argv[1]))
+opened = [open_backend(model, BackendOptions("openvino", "cpu", threads=1)) for _ in range(2)]
+for backend in opened:
+    backend.bind(model.card.patch, 1)
+del backend
+while opened:
+    opened.pop(int(sys.argv[2])).close()
+    gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("first", [0, -1])
+def test_an_interrupt_after_openvino_was_closed_in_any_order(tiny_model: Path, first: int) -> None:
+    done = run(OPENED_AND_CLOSED, tiny_model, str(first))
+    assert (done.returncode, done.stdout) == (0, "interrupted\n")
+
+
 # At the moment at which the import of a module begins.
 NOW = """
 import os, signal, sys
