@@ -43,7 +43,7 @@ from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
 from runtime.preprocess import Prepared, prepare
 from runtime.segmenter import Segmenter, SegmentOptions
-from runtime.windows import Placement
+from runtime.windows import Patch, Placement
 from train.unet import UNet3D
 
 Trained = tuple[UNet3D, ModelCard, str]
@@ -142,7 +142,8 @@ def bench_peer(
     segment = peer.make(PeerNetwork(network, card, THREADS))
     if pairing.mode.artefact not in model.hashes:
         pytest.skip(f"the model has no {pairing.mode.artefact}")
-    backend = open_or_skip(model, pairing.where, pairing.mode.precision)
+    patch: Patch | None = "box" if pairing.mode.box else None
+    backend = open_or_skip(model, pairing.where, pairing.mode.precision, patch=patch)
     seconds: dict[str, list[float]] = {"peer": [], "ours": []}
     found: dict[str, Labels] = {}
 

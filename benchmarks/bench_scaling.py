@@ -93,7 +93,8 @@ def bench_overlap(
         backends = {}
         for mode in modes:
             if mode.bound not in backends:
-                backends[mode.bound] = open_or_skip(model, precision=mode.precision)
+                patch = mode.options.patch
+                backends[mode.bound] = open_or_skip(model, precision=mode.precision, patch=patch)
                 stack.callback(backends[mode.bound].close)
         segmenters = {mode.name: Segmenter(backends[mode.bound], mode.options) for mode in modes}
         # The first pass over the cases warms up and is the one that is scored.

@@ -17,6 +17,7 @@ from runtime.backends import (
 from runtime.errors import BackendUnavailableError, ParityError
 from runtime.model_dir import ModelDir
 from runtime.segmenter import Segmenter
+from runtime.windows import Patch
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,13 @@ def open_or_skip(
     where: Where | None = None,
     precision: Precision = "auto",
     threads: int = THREADS,
+    patch: Patch | None = None,
 ) -> Backend:
-    """Open a backend; the default one where ``where`` is None. The caller closes it."""
+    """Open a backend for windows of a shape, or "box" for those of many; the default one where
+    ``where`` is None. The caller closes it.
+    """
     name, device = (where.name, where.device) if where else ("auto", "auto")
-    options = BackendOptions(name, device, precision, threads, uncertified=True)
+    options = BackendOptions(name, device, precision, threads, uncertified=True, patch=patch)
     try:
         return open_backend(model, options)
     except (BackendUnavailableError, ParityError) as error:
