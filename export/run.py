@@ -97,7 +97,8 @@ def export(options: ExportArgs, console: Console) -> None:
         named.append(f"{plans} engine{'s' if plans > 1 else ''}")
     shown = options.output or (model.path if model else out.name)
     say(console, f"model directory {shown}: {', '.join(named)}")
-    check_modes(product, options.allow_inconclusive)
+    if options.modes:
+        check_modes(product, options.allow_inconclusive)
 
 
 def _check_not_there(options: ExportArgs, model: ModelDir) -> None:

@@ -114,3 +114,8 @@ def interrupted(error: BaseException) -> bool:
             seen.add(id(one))
             waiting += [one.__cause__, one.__context__]
     return False
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -325,3 +325,13 @@ def test_a_mode_and_other_terms_beside_it_are_refused(
 def test_a_budget_that_is_no_time_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         infer([str(tmp_path), f"--budget={text}"])
+
+
+def test_a_mode_that_failed_before_hinders_nothing_else(
+    tiny_model: Path, phantom_root: Path, tmp_path: Path
+) -> None:
+    given = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    flags = ["--engines", "no", "--allow-inconclusive", "--cases", "2", "--data", str(phantom_root)]
+    assert export.cli.main([str(given), "--modes", *flags]) == 5
+    assert export.cli.main([str(given), "--fp16", *flags]) == 0
+    assert [one["verdict"] for one in ModelDir.open(given).certificate["modes"]] == ["fail"] * 2

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from runtime.backends.loading import cause, raise_interrupt
-from runtime.errors import BackendUnavailableError, ComputeError
+from runtime.backends.loading import raise_interrupt
+from runtime.errors import BackendUnavailableError, ComputeError, first_line
 
 if TYPE_CHECKING:
     from runtime.ops.cupy import CupyOps
@@ -34,13 +34,13 @@ def cupy_ops(index: int) -> "CupyOps":
         if "memory" in str(error).lower():
             raise ComputeError(
                 where,
-                found=f"no free GPU memory ({cause(error)})",
+                found=f"no free GPU memory ({first_line(error)})",
                 expected="enough to start on",
                 remedy="wait for the process that holds it, or name another GPU with --device",
             ) from error
         raise BackendUnavailableError(
             where,
-            found=f"a device that cannot be used ({cause(error)})",
+            found=f"a device that cannot be used ({first_line(error)})",
             expected="one that is free and healthy",
             remedy="check nvidia-smi, or use --device cpu",
         ) from error
@@ -49,7 +49,7 @@ def cupy_ops(index: int) -> "CupyOps":
 def _broken(where: str, error: Exception) -> BackendUnavailableError:
     return BackendUnavailableError(
         where,
-        found=f"a CuPy that cannot be imported ({cause(error)})",
+        found=f"a CuPy that cannot be imported ({first_line(error)})",
         expected="CuPy for this machine's CUDA",
         remedy="install brats-deploy[gpu] again, or use --device cpu",
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
-from runtime.errors import BackendUnavailableError, interrupted
+from runtime.errors import BackendUnavailableError, first_line, interrupted
 
 
 def require(module: str, name: str) -> None:
@@ -44,16 +44,11 @@ def loading(module: str, name: str) -> Iterator[None]:
         raise_interrupt(error)
         raise BackendUnavailableError(
             f"--backend {name}",
-            found=f"{module} is installed and cannot be imported ({cause(error)})",
+            found=f"{module} is installed and cannot be imported ({first_line(error)})",
             expected="a package that is whole, and the libraries that it needs",
             # Not which: onnxruntime comes in two packages that must never stand beside each other.
             remedy="reinstall the package that it came with, or choose another --backend",
         ) from error
-
-
-def cause(error: Exception) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def raise_interrupt(error: Exception) -> None:

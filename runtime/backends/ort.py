@@ -18,7 +18,7 @@ from runtime.backends.seam import (
     check_tensors,
     check_window,
 )
-from runtime.errors import ComputeError, InputError
+from runtime.errors import ComputeError, InputError, first_line
 from runtime.model_card import CARD_KEY, ModelCard, Shape3, check_card
 from runtime.ops.numpy import NumpyOps
 
@@ -171,11 +171,6 @@ def stopped(where: str, error: Exception) -> ComputeError:
         if out_of_memory(error)
         else "try another --backend",
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its class where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -11,14 +11,19 @@ import onnxruntime
 
 from runtime.backends.ort import (
     check_graph,
-    first_line,
     open_session,
     out_of_memory,
     stopped,
     stored_card,
 )
 from runtime.backends.seam import BackendInfo, Fill, Take, check_window
-from runtime.errors import BackendUnavailableError, BratsError, ComputeError, InputError
+from runtime.errors import (
+    BackendUnavailableError,
+    BratsError,
+    ComputeError,
+    InputError,
+    first_line,
+)
 from runtime.model_card import ModelCard, Shape3, check_card
 from runtime.ops import Array
 

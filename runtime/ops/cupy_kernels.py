@@ -7,7 +7,7 @@ import cupy
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import BackendUnavailableError
+from runtime.errors import BackendUnavailableError, first_line
 from runtime.ops.geometry import LANES, ROWS, THREADS, blocks_for
 
 
@@ -23,7 +23,7 @@ class Kernels:
         except Exception as error:  # NVRTC missing, too old, no context: no common base class
             raise BackendUnavailableError(
                 f"cuda:{device}",
-                found=f"that CuPy cannot compile for it ({_first_line(error)})",
+                found=f"that CuPy cannot compile for it ({first_line(error)})",
                 expected="CuPy, NVRTC and a driver that go together",
                 remedy="install brats-deploy[gpu] for this machine's CUDA, or use --device cpu",
             ) from error
@@ -70,10 +70,6 @@ class Kernels:
         if name not in self._functions:
             self._functions[name] = self._module.get_function(name)
         self._functions[name](grid, block, arguments)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _up(count: int, size: int) -> int:
