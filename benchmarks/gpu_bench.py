@@ -1,6 +1,6 @@
 """What the rows of `gpu_check` share: its arguments, the case, the model, the settings."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -25,7 +25,6 @@ SETTINGS: Final = tuple(
     for backend in ("trt", "ort")
 )
 """Backends and precisions at the model's own window plan, the one that matters most first."""
-HEADLINE: Final = SETTINGS[0]
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ class Bench:
         cases: in it.
         budget: of the whole check.
         model_path: the model directory to measure; None until there is one.
+        agreed: the settings whose labels were within the gate, by title.
+        broken: those that gave no labels at all.
     """
 
     args: CheckArgs
@@ -75,6 +76,13 @@ class Bench:
     cases: list[Case]
     budget: Budget
     model_path: Path | None = None
+    agreed: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
+
+    @property
+    def headline(self) -> Setting:
+        """The setting that matters most of those that work here."""
+        return next((one for one in SETTINGS if one.title in self.agreed), SETTINGS[0])
 
     @property
     def index(self) -> int:

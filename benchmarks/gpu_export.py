@@ -14,6 +14,7 @@ from benchmarks.roofline import work_of
 from export.build import file_of
 from export.cli import ExportArgs
 from export.cli import check as check_export
+from export.half_weights import restored
 from export.run import export as brats_export
 from runtime.model_dir import ONNX_FP32, ModelDir
 
@@ -69,7 +70,8 @@ def _exported(wanted: ExportArgs) -> Path:
 def floor(model: ModelDir, tflops: float, tbytes: float) -> dict[str, Any]:
     """What a window of the graph asks for, and its time at the ceilings of a device."""
     file = graph_of_engine(model)
-    work = work_of(onnx.load_from_string(model.read(file)), model.card.patch)
+    graph = onnx.load_from_string(restored(model.read(file)))
+    work = work_of(graph, model.card.patch)
     arithmetic, memory = work.microseconds(tflops, tbytes)
     return {"graph": file, "arithmetic_us": arithmetic, "memory_us": memory, **asdict(work)}
 

@@ -254,7 +254,7 @@ def test_an_engine_takes_the_window_that_it_was_built_for(opened: Backend) -> No
 
 @only(lambda kind: kind.name != "trt")
 def test_another_window_can_be_bound_and_the_first_one_again(
-    opened: Backend, tiny_network: UNet3D
+    opened: Backend, tiny_network: UNet3D, kind: Kind
 ) -> None:
     for window in (WINDOW, (8, 20, 4), (4, 4, 4), WINDOW):
         windows = random_windows(3, window, seed=1)
@@ -263,7 +263,9 @@ def test_another_window_can_be_bound_and_the_first_one_again(
         truth = truth_of(tiny_network, windows)
         np.testing.assert_allclose(results, truth, atol=tolerance(opened))
         _, again = run(opened, windows)
-        np.testing.assert_array_equal(again, results)
+        # cuDNN adds up a transposed convolution in an order that varies.
+        varies = 1e-6 if kind.device == "cuda" else 0.0
+        np.testing.assert_allclose(again, results, rtol=0, atol=varies)
 
 
 @pytest.mark.parametrize(("patch", "compiled"), [("box", 1), (None, 3)])

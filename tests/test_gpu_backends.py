@@ -642,11 +642,12 @@ def test_a_run_that_tensorrt_refuses_later_is_told_without_stale_reasons(
             windows_through(backend, random_windows(3))
 
 
-def test_the_provider_is_told_stream_memory_and_exact_arithmetic(
-    model_of: Callable[[Kind], ModelDir],
+@pytest.mark.parametrize(("precision", "tensor_cores"), [("fp32", "0"), ("fp16", "1")])
+def test_the_provider_is_told_stream_memory_and_arithmetic(
+    precision: Any, tensor_cores: str, model_of: Callable[[Kind], ModelDir]
 ) -> None:
     memory = 6 << 30
-    kind = Kind("ort", "fp32")
+    kind = Kind("ort", precision)
     with (
         fake_gpu(devices=3, memory=memory) as machine,
         opened(model_of(kind), replace(kind.options, device="cuda:2")) as backend,
@@ -654,7 +655,7 @@ def test_the_provider_is_told_stream_memory_and_exact_arithmetic(
         (settings,) = machine.providers
         assert settings["device_id"] == "2"
         assert settings["user_compute_stream"] == str(backend.ops.stream.ptr)
-        assert settings["use_tf32"] == "0"
+        assert settings["use_tf32"] == tensor_cores
         assert settings["cudnn_conv_algo_search"] == "EXHAUSTIVE"
         assert settings["arena_extend_strategy"] == "kSameAsRequested"
         assert memory // 2 < int(settings["gpu_mem_limit"]) < memory

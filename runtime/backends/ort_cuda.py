@@ -154,7 +154,7 @@ class OrtCudaBackend:
                 model,
                 self._info,
                 onnxruntime.SessionOptions(),
-                [(_PROVIDER, _settings(self.ops, options)), "CPUExecutionProvider"],
+                [(_PROVIDER, _settings(self.ops, self._info, options)), "CPUExecutionProvider"],
             )
         except InputError as error:
             cause = error.__cause__
@@ -214,7 +214,7 @@ class OrtCudaBackend:
         self.ops.trim()
 
 
-def _settings(ops: "CupyOps", options: CudaOptions) -> dict[str, Any]:
+def _settings(ops: "CupyOps", info: BackendInfo, options: CudaOptions) -> dict[str, Any]:
     return {
         "device_id": str(ops.device),
         "user_compute_stream": str(ops.stream.ptr),
@@ -223,8 +223,9 @@ def _settings(ops: "CupyOps", options: CudaOptions) -> dict[str, Any]:
         "cudnn_conv_use_max_workspace": "1",
         "prefer_nhwc": str(int(options.prefer_nhwc)),
         "fuse_conv_bias": str(int(options.fuse_conv_bias)),
-        # Otherwise products in an fp32 graph are rounded to 10 bits.
-        "use_tf32": "0",
+        # In an fp32 graph it would round products to 10 bits. Without it no kernel of the tensor
+        # cores is left, not even those of fp16: 16.2 ms a window instead of 2.8 on an H100.
+        "use_tf32": str(int(info.precision != "fp32")),
         # Windows never change size between steps; an arena that doubles would hold twice the peak.
         "arena_extend_strategy": "kSameAsRequested",
         "gpu_mem_limit": str(int(options.memory * ops.free_memory())),
