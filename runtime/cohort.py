@@ -1,9 +1,9 @@
-"""Segment one case after another; the next one is read while the network runs."""
+"""Segment one case after another; others are read and written while the network runs."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -11,13 +11,13 @@ from typing import Any
 
 from runtime.atomic import check_writable, sweep
 from runtime.case import Case
-from runtime.errors import BratsError, ComputeError, OutputError, UsageError
+from runtime.errors import BratsError, ComputeError, InputError, OutputError, UsageError
 from runtime.lock import Held, only_writer
-from runtime.nifti import Volume, load
+from runtime.nifti import Volume, load, promised_bytes
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
+from runtime.pipeline import Clock, Limits, Stages, run_pipeline
 from runtime.prediction import Look, save
-from runtime.segmenter import Segmenter, SegmentOptions
-from runtime.threads import Threads
+from runtime.segmenter import Prediction, Segmenter, SegmentOptions
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
@@ -92,65 +92,99 @@ def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[tuple[list[
         yield jobs, held
 
 
-def segment_cases(
-    jobs: Sequence[Job],
-    segmenter: Segmenter,
-    *,
-    resume: bool = False,
-    as_good: Sequence[tuple[str, SegmentOptions]] = (),
-    progress: WindowProgress | None = None,
-    look: Look | None = None,
-    held: Held | None = None,
-) -> Iterator[Outcome]:
-    """Segment and save, in order; a bad case does not stop the others.
+@dataclass(frozen=True)
+class How:
+    """How a cohort is segmented, beside what its `Segmenter` knows.
 
-    Args:
-        jobs: from `plan_jobs`.
-        segmenter: used for all of them.
+    Attributes:
         resume: leave out cases whose earlier result still stands.
         as_good: other graphs, by their hashes, and options whose results stand as well.
         progress: called after each step of windows.
         look: draws the pages that lie beside a label map.
         held: the output folder, as of `claim`.
+        limits: how many cases are in hand at once.
+        stopping: asked before each case; once it is true no further one is begun.
+    """
+
+    resume: bool = False
+    as_good: Sequence[tuple[str, SegmentOptions]] = ()
+    progress: WindowProgress | None = None
+    look: Look | None = None
+    held: Held | None = None
+    limits: Limits = field(default_factory=Limits)
+    stopping: Callable[[], bool] = lambda: False
+
+
+def segment_cases(
+    jobs: Sequence[Job], segmenter: Segmenter, how: How | None = None, clock: Clock | None = None
+) -> Iterator[Outcome]:
+    """Segment and save; a bad case does not stop the others.
+
+    While the network runs on one case the next ones are read and the last ones are written.
+
+    Args:
+        jobs: from `plan_jobs`.
+        segmenter: used for all of them.
+        how: all else.
+        clock: is told how long reading, segmenting and writing take.
+
+    Yields:
+        Cases as they are done.
 
     Raises:
         OutputError: an output cannot be written, or the output folder is not in its place any more:
             then none of those that follow could be either.
     """
+    how = how or How()
     info = segmenter.backend.info
     settings, *others = (
         {"backend": info.name, **asdict(options)}
-        for options in (segmenter.options, *(options for _, options in as_good))
+        for options in (segmenter.options, *(options for _, options in how.as_good))
     )
-    known = [(info.sha256, settings), *zip((graph for graph, _ in as_good), others, strict=True)]
-    keep = partial(save, settings=settings, look=look, held=held)
-    waiting = [
-        job
-        for job in jobs
-        if not (resume and any(is_complete(job.plan, job.case, *one) for one in known))
-    ]
-    left = {id(job) for job in waiting}
-    for job in jobs:
-        if id(job) not in left:
-            yield Outcome(job.case, job.plan)
-    with Threads(1) as reader:
-        futures = [reader.submit(partial(_load, job.case)) for job in waiting[:1]]
-        for index, job in enumerate(waiting):
-            loaded = futures.pop()
-            if index + 1 < len(waiting):
-                futures.append(reader.submit(partial(_load, waiting[index + 1].case)))
-            try:
-                volume, seconds = loaded.result()
-                yield _segment(job, volume, seconds, segmenter, keep, progress)
-            except OutputError:
-                raise
-            except (BratsError, MemoryError) as error:
-                # Its traceback holds the frames, and with them the voxels, of a case that is over.
-                for one in (error, error.__cause__):
-                    if one is not None:
-                        one.with_traceback(None)
-                told = error if isinstance(error, BratsError) else _too_large(job.case, error)
-                yield Outcome(job.case, job.plan, error=told)
+    graphs = (graph for graph, _ in how.as_good)
+    known = [(info.sha256, settings), *zip(graphs, others, strict=True)]
+
+    def read(job: Job) -> tuple[Volume, float] | None:
+        """The case, and the seconds that it took; None where it is done."""
+        if how.resume and any(is_complete(job.plan, job.case, *one) for one in known):
+            return None
+        start = perf_counter()
+        return load(job.case), perf_counter() - start
+
+    def run(job: Job, found: tuple[Volume, float] | None) -> tuple[Prediction, float] | None:
+        if found is None:
+            return None
+        progress = how.progress
+        tell = None if progress is None else partial(progress, job.case)
+        return segmenter.segment(found[0], tell), found[1]
+
+    def write(job: Job, made: tuple[Prediction, float] | None) -> dict[str, Any] | None:
+        if made is None:
+            return None
+        return save(made[0], job.plan, settings, made[1], how.look, how.held)
+
+    stages = Stages(_cost, read, run, write)
+    for done in run_pipeline(jobs, stages, how.limits, clock, how.stopping):
+        job, error = done.item, done.error
+        if error is None:
+            yield Outcome(job.case, job.plan, done.written)
+            continue
+        if isinstance(error, OutputError) or not isinstance(error, BratsError | MemoryError):
+            raise error
+        # Its traceback holds the frames, and with them the voxels, of a case that is over.
+        for one in (error, error.__cause__):
+            if one is not None:
+                one.with_traceback(None)
+        told = error if isinstance(error, BratsError) else _too_large(job.case, error)
+        yield Outcome(job.case, job.plan, error=told)
+
+
+def _cost(job: Job) -> int:
+    """Bytes of a case from its reading to its writing: its voxels, and a label map twice."""
+    try:
+        return promised_bytes(job.case) * 3 // 2
+    except InputError:
+        return 0  # it will be told when it is read
 
 
 def _too_large(case: Case, error: MemoryError) -> ComputeError:
@@ -160,25 +194,3 @@ def _too_large(case: Case, error: MemoryError) -> ComputeError:
         expected="room for the whole case and a batch of windows",
         remedy="check how large its images are, or close other programs",
     )
-
-
-def _load(case: Case) -> tuple[Volume, float]:
-    start = perf_counter()
-    return load(case), perf_counter() - start
-
-
-def _segment(
-    job: Job,
-    volume: Volume,
-    load_seconds: float,
-    segmenter: Segmenter,
-    keep: Callable[..., dict[str, Any]],
-    progress: WindowProgress | None,
-) -> Outcome:
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress(job.case, done, total)
-
-    prediction = segmenter.segment(volume, tell)
-    sidecar = keep(prediction, job.plan, load_seconds=load_seconds)
-    return Outcome(job.case, job.plan, sidecar)

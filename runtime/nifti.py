@@ -17,7 +17,14 @@ import numpy.typing as npt
 from runtime.case import Case, Source
 from runtime.errors import InputError
 from runtime.grid import Grid, check_one_grid
-from runtime.nifti_bytes import GZIP_ERRORS, Stored, enough_memory, first_bytes, read_stored
+from runtime.nifti_bytes import (
+    GZIP_ERRORS,
+    Stored,
+    enough_memory,
+    first_bytes,
+    promised_size,
+    read_stored,
+)
 from runtime.nifti_header import damaged
 from runtime.threads import Threads
 
@@ -103,6 +110,15 @@ def load(case: Case, workers: int = 4) -> Volume:
     }
     _check_distinct(case, images)
     return Volume(case, images, grids[0][1])
+
+
+def promised_bytes(case: Case) -> int:
+    """Bytes that `load` will keep of a case, by its headers.
+
+    Raises:
+        InputError: a file cannot be opened, or its header is of no use.
+    """
+    return sum(promised_size(path) for path in {source.path for source in case.images.values()})
 
 
 def read_image(source: Source) -> tuple[Image, Grid]:

@@ -7,6 +7,7 @@ of its size is enough to pack one that fills any memory.
 
 import hashlib
 import io
+import math
 import os
 import stat
 import zlib
@@ -119,6 +120,16 @@ def stored_digest(path: Path) -> str:
             digest.update(part)
             part = file.read(_PART)
     return digest.hexdigest()
+
+
+def promised_size(path: Path) -> int:
+    """Bytes of the voxels that a file's header promises.
+
+    Raises:
+        InputError: as for `stored_digest`.
+    """
+    with _opened(path) as (_, _, header, _):
+        return math.prod(header.shape) * header.dtype.itemsize
 
 
 @contextmanager

@@ -5,20 +5,20 @@ is read and not yet written is bounded, in bytes and in number, however long the
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Condition, Lock
+from functools import partial
+from threading import Lock
 from time import perf_counter
-from typing import Final, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
+
+from runtime.threads import Threads
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 Made = TypeVar("Made")
 Written = TypeVar("Written")
-
-_BACKLOG: Final = 2
-"""Items that may wait for a writer, beside those being written."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,15 @@ class Limits:
 
     Attributes:
         readers, writers: threads, 1 or more each.
-        ahead: items that may be read, or be read from, before the middle stage needs them.
+        ahead: items that may be read, or being read, before the middle stage needs them; beside
+            them one is run, and one more than there are writers is written or waits for that.
         memory: bytes that items in hand may take together; None is no bound but ``ahead``. One item
             is taken in hand however large it is.
     """
 
     readers: int = 2
     writers: int = 1
-    ahead: int = 3
+    ahead: int = 2
     memory: int | None = None
 
 
@@ -43,7 +44,7 @@ class Stages(Generic[Item, Read, Made, Written]):
     """What is done to every item.
 
     Attributes:
-        cost: bytes that the item takes from reading to writing; called in a reader's thread.
+        cost: bytes that the item takes from reading to writing; quick, in the caller's thread.
         read: in a reader's thread.
         run: in the caller's thread.
         write: in a writer's thread.
@@ -90,44 +91,6 @@ class Clock:
         return perf_counter() - self._begun
 
 
-class _Room:
-    """Bytes that are left for items in hand."""
-
-    def __init__(self, size: int | None) -> None:
-        self._size = size
-        self._taken = 0
-        self._holders = 0
-        self._closed = False
-        self._changed = Condition()
-
-    def take(self, size: int) -> None:
-        """Wait until there is room; one holder always has it.
-
-        Raises:
-            CancelledError: the pipeline has ended meanwhile.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._fits(size))
-            if self._closed:
-                raise CancelledError
-            self._taken += size
-            self._holders += 1
-
-    def _fits(self, size: int) -> bool:
-        return self._size is None or self._holders == 0 or self._taken + size <= self._size
-
-    def give_back(self, size: int) -> None:
-        with self._changed:
-            self._taken -= size
-            self._holders -= 1
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
 def run_pipeline(
     items: Iterable[Item],
     stages: Stages[Item, Read, Made, Written],
@@ -150,45 +113,21 @@ def run_pipeline(
     """
     limits = limits or Limits()
     clock = clock or Clock()
-    room = _Room(limits.memory)
     source = iter(items)
-    reading: dict[Future[tuple[Read, int]], Item] = {}
-    writing: dict[Future[Written], Item] = {}
+    reading: dict[Future[Read], tuple[Item, int]] = {}
+    writing: dict[Future[Written], tuple[Item, int]] = {}
 
-    def read(item: Item) -> tuple[Read, int]:
-        size = stages.cost(item)
-        room.take(size)
-        try:
-            with clock.measured("read"):
-                return stages.read(item), size
-        except BaseException:
-            room.give_back(size)
-            raise
+    def read(item: Item) -> Read:
+        with clock.measured("read"):
+            return stages.read(item)
 
-    def run(item: Item, future: Future[tuple[Read, int]]) -> Done[Item, Written] | None:
-        try:
-            found, size = future.result()
-        except Exception as error:
-            return Done(item, error=error)
-        try:
-            with clock.measured("run"):
-                made = stages.run(item, found)
-        except Exception as error:
-            room.give_back(size)
-            return Done(item, error=error)
-        writing[writers.submit(write, item, made, size)] = item
-        return None
-
-    def write(item: Item, made: Made, size: int) -> Written:
-        try:
-            with clock.measured("write"):
-                return stages.write(item, made)
-        finally:
-            room.give_back(size)
+    def write(item: Item, made: Made) -> Written:
+        with clock.measured("write"):
+            return stages.write(item, made)
 
     def written() -> Iterator[Done[Item, Written]]:
         for future in [one for one in writing if one.done()]:
-            item = writing.pop(future)
+            item, _ = writing.pop(future)
             error = future.exception()
             if error is None:
                 yield Done(item, future.result())
@@ -197,38 +136,40 @@ def run_pipeline(
             else:
                 raise error
 
-    with (
-        ThreadPoolExecutor(limits.writers) as writers,
-        ThreadPoolExecutor(limits.readers) as readers,
-    ):
-        try:
-            more = True
-            while not stopping():
-                while more and len(reading) < limits.ahead:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        more = False
-                    else:
-                        reading[readers.submit(read, item)] = item
-                if not reading:
-                    break
-                yield from written()
-                backlog = len(writing) >= limits.writers + _BACKLOG
+    def fits(size: int) -> bool:
+        in_hand = [taken for _, taken in (*reading.values(), *writing.values())]
+        return limits.memory is None or not in_hand or sum(in_hand) + size <= limits.memory
+
+    with Threads(limits.writers) as writers, Threads(limits.readers) as readers:
+        following = _next(source, stages.cost)
+        while (following or reading) and not stopping():
+            while following and len(reading) < limits.ahead and fits(following[1]):
+                reading[readers.submit(partial(read, following[0]))] = following
+                following = _next(source, stages.cost)
+            yield from written()
+            backlog = len(writing) > limits.writers
+            ready = None if backlog else next((one for one in reading if one.done()), None)
+            if ready is None:
                 wait([*writing, *(() if backlog else reading)], return_when=FIRST_COMPLETED)
-                ready = next((one for one in reading if one.done()), None)
-                if ready is None or backlog or stopping():
-                    continue
-                failed = run(reading.pop(ready), ready)
-                # It holds what was read.
-                del ready
-                if failed is not None:
-                    yield failed
-        finally:
-            # Whoever leaves does not wait for what has not begun.
-            room.close()
-            for future in reading:
-                future.cancel()
+                continue
+            item, size = reading.pop(ready)
+            try:
+                with clock.measured("run"):
+                    made = stages.run(item, ready.result())
+            except Exception as error:
+                yield Done(item, error=error)
+            else:
+                writing[writers.submit(partial(write, item, made))] = item, size
+                del made
+            # It holds what was read.
+            del ready
         while writing:
             wait(writing, return_when=FIRST_COMPLETED)
             yield from written()
+
+
+def _next(source: Iterator[Item], cost: Callable[[Item], int]) -> tuple[Item, int] | None:
+    """The next item and what it costs; None where there is none."""
+    for item in source:
+        return item, cost(item)
+    return None

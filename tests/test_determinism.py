@@ -16,7 +16,7 @@ import pytest
 from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case, find_cases
 from runtime.cli.infer import main
-from runtime.cohort import plan_jobs, segment_cases
+from runtime.cohort import How, plan_jobs, segment_cases
 from runtime.model_dir import ModelDir
 from runtime.nifti import load
 from runtime.output_plan import OutputOptions
@@ -76,7 +76,7 @@ def test_files_are_the_same_bytes_however_they_come_about(
     opened = open_backend(ModelDir.open(tiny_model), BackendOptions(backend=backend, threads=2))  # type: ignore[arg-type]
     try:
         jobs = plan_jobs(cases[::-1], OutputOptions(parts, resume=True))
-        outcomes = list(segment_cases(jobs, Segmenter(opened, EXACTLY), resume=True))
+        outcomes = list(segment_cases(jobs, Segmenter(opened, EXACTLY), How(resume=True)))
     finally:
         opened.close()
     assert sum(outcome.sidecar is None for outcome in outcomes) == 1

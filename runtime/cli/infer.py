@@ -174,7 +174,7 @@ def _segment(
     from runtime.cli.infer_log import InferLog
     from runtime.cli.infer_mode import as_good, how_to_run
     from runtime.cli.infer_view import InferView
-    from runtime.cohort import claim, segment_cases
+    from runtime.cohort import How, claim, segment_cases
     from runtime.model_dir import BUILT_IN, find_model
     from runtime.output_plan import OutputOptions
     from runtime.segmenter import Segmenter
@@ -212,15 +212,14 @@ def _segment(
         with view:
             # Not the outcomes: of thousands of cases their sidecars would fill tens of megabytes.
             failed: list[BratsError] = []
-            for outcome in segment_cases(
-                jobs,
-                segmenter,
+            how = How(
                 resume=options.resume,
                 as_good=as_good(chosen, model),
                 progress=view.progress,
                 look=_look(options, view),
                 held=folder,
-            ):
+            )
+            for outcome in segment_cases(jobs, segmenter, how):
                 if outcome.error is not None:
                     failed.append(outcome.error)
                 view.done(outcome)
