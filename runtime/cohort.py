@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +13,7 @@ from runtime.atomic import check_writable, sweep
 from runtime.case import Case
 from runtime.errors import BratsError, ComputeError, InputError, OutputError, UsageError
 from runtime.lock import Held, only_writer
+from runtime.memory import Room
 from runtime.nifti import Volume, load, promised_bytes
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.pipeline import Clock, Limits, Stages, run_pipeline
@@ -103,6 +104,7 @@ class How:
         look: draws the pages that lie beside a label map.
         held: the output folder, as of `claim`.
         limits: how many cases are in hand at once.
+        room: a bound on the process's memory; None leaves it to ``limits``.
         stopping: asked before each case; once it is true no further one is begun.
     """
 
@@ -112,6 +114,7 @@ class How:
     look: Look | None = None
     held: Held | None = None
     limits: Limits = field(default_factory=Limits)
+    room: Room | None = None
     stopping: Callable[[], bool] = lambda: False
 
 
@@ -156,7 +159,10 @@ def segment_cases(
             return None
         progress = how.progress
         tell = None if progress is None else partial(progress, job.case)
-        return segmenter.segment(found[0], tell), found[1]
+        made = segmenter.segment(found[0], tell), found[1]
+        if how.room is not None:
+            how.room.ran(_cost(job))
+        return made
 
     def write(job: Job, made: tuple[Prediction, float] | None) -> dict[str, Any] | None:
         if made is None:
@@ -164,7 +170,8 @@ def segment_cases(
         return save(made[0], job.plan, settings, made[1], how.look, how.held)
 
     stages = Stages(_cost, read, run, write)
-    for done in run_pipeline(jobs, stages, how.limits, clock, how.stopping):
+    limits = how.limits if how.room is None else replace(how.limits, room=how.room)
+    for done in run_pipeline(jobs, stages, limits, clock, how.stopping):
         job, error = done.item, done.error
         if error is None:
             yield Outcome(job.case, job.plan, done.written)

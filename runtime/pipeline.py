@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from threading import Lock
 from time import perf_counter
 from typing import Generic, Literal, TypeVar
@@ -29,14 +30,14 @@ class Limits:
         readers, writers: threads, 1 or more each.
         ahead: items that may be read, or being read, before the middle stage needs them; beside
             them one is run, and one more than there are writers is written or waits for that.
-        memory: bytes that items in hand may take together; None is no bound but ``ahead``. One item
-            is taken in hand however large it is.
+        room: asked before an item is taken in hand: bytes that those in hand may take together.
+            One item is taken however large it is.
     """
 
     readers: int = 2
     writers: int = 1
     ahead: int = 2
-    memory: int | None = None
+    room: Callable[[], float] = lambda: inf
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def run_pipeline(
 
     def fits(size: int) -> bool:
         in_hand = [taken for _, taken in (*reading.values(), *writing.values())]
-        return limits.memory is None or not in_hand or sum(in_hand) + size <= limits.memory
+        return not in_hand or sum(in_hand) + size <= limits.room()
 
     with Threads(limits.writers) as writers, Threads(limits.readers) as readers:
         following = _next(source, stages.cost)

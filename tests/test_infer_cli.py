@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+import runtime.cohort
 from runtime import __version__
 from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case
@@ -813,3 +815,68 @@ print("HEAVY", sorted(heavy), "CODE", code)
     for flag in ("--backend", "--overlap", "--stride", "--submission", "--force-spacing", "-o"):
         assert flag in done.stdout
     assert "not a medical device" in done.stdout
+
+
+def test_the_first_ctrl_c_finishes_what_is_in_hand(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_more(case_dir)
+    segment, begun = Segmenter.segment, []
+
+    def interrupted(*given: Any) -> Any:
+        begun.append(given)
+        os.kill(os.getpid(), signal.SIGINT)
+        return segment(*given)
+
+    monkeypatch.setattr(Segmenter, "segment", interrupted)
+    code, err, out = infer(tmp_path / "data")
+    assert code == 130
+    assert len(begun) == 1
+    assert "cases in hand are finished" in err
+    (done,) = out.glob("*.json")
+    assert json.loads(done.read_text())["case_id"] in ("X", "Y", "Z")
+    assert not list(out.glob(".*"))
+    monkeypatch.setattr(Segmenter, "segment", segment)
+    code, err, _ = infer(tmp_path / "data", "--resume")
+    assert code == 0
+    assert err.count("already done") == 1
+    assert len(list(out.glob("*.nii.gz"))) == 3
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_more(case_dir)
+
+    def interrupted(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(Segmenter, "segment", interrupted)
+    code, err, out = infer(tmp_path / "data")
+    assert code == 130
+    assert "Traceback" not in err
+    assert [path.name for path in out.iterdir()] == []
+
+
+def test_little_memory_takes_one_case_at_a_time(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_more(case_dir)
+    load, save, in_hand, most = runtime.cohort.load, runtime.cohort.save, [0], [0]
+
+    def loaded(*given: Any) -> Any:
+        in_hand[0] += 1
+        most[0] = max(most[0], in_hand[0])
+        return load(*given)
+
+    def saved(*given: Any) -> Any:
+        made = save(*given)
+        in_hand[0] -= 1
+        return made
+
+    monkeypatch.setattr(runtime.cohort, "load", loaded)
+    monkeypatch.setattr(runtime.cohort, "save", saved)
+    assert infer(tmp_path / "data", "--memory", "1MB")[0] == 0
+    assert most == [1]

@@ -1,5 +1,6 @@
 """Reading ahead, running, writing behind: every item once, bounded, and nobody waits for ever."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier, Event, Lock, current_thread, main_thread
@@ -65,11 +66,12 @@ def test_every_item_ends_once_and_within_bounds(data: st.DataObject) -> None:
             st.integers(0, max(0, len(costs) - 1)), st.sampled_from(["read", "run", "write"])
         )
     )
+    memory = data.draw(st.none() | st.integers(0, 100))
     limits = Limits(
         readers=data.draw(st.integers(1, 3)),
         writers=data.draw(st.integers(1, 2)),
         ahead=data.draw(st.integers(1, 4)),
-        memory=data.draw(st.none() | st.integers(0, 100)),
+        room=lambda: math.inf if memory is None else memory,
     )
     counted = Counted(costs, failing)
     found = list(run_pipeline(range(len(costs)), counted.stages(), limits))
@@ -80,8 +82,8 @@ def test_every_item_ends_once_and_within_bounds(data: st.DataObject) -> None:
             assert one.written is None
         else:
             assert one == Done(one.item, f"{one.item}:{10 * one.item + 1}")
-    if limits.memory is not None:
-        assert counted.most_bytes <= max(limits.memory, max(costs, default=0))
+    if memory is not None:
+        assert counted.most_bytes <= max(memory, max(costs, default=0))
     assert counted.most_items <= limits.ahead + 1 + limits.writers + 1
 
 
@@ -159,9 +161,8 @@ def test_when_stopping_what_was_run_is_written_and_no_more_is_run() -> None:
     assert sorted(wrote) == sorted(ran) == sorted(one.item for one in found)
 
 
-@pytest.mark.parametrize("memory", [None, 0])
-def test_an_error_of_the_callers_leaves_no_thread_behind(memory: int | None) -> None:
-    # With no memory at all, readers wait for room when the run is broken off.
+@pytest.mark.parametrize("memory", [math.inf, 0.0])
+def test_an_error_of_the_callers_leaves_no_thread_behind(memory: float) -> None:
     stages: Stages[int, int, int, int] = Stages(
         lambda item: 1, lambda item: item, lambda item, read: _interrupt(), lambda item, made: made
     )
@@ -169,7 +170,7 @@ def test_an_error_of_the_callers_leaves_no_thread_behind(memory: int | None) -> 
 
         def begin() -> None:
             with pytest.raises(KeyboardInterrupt):
-                list(run_pipeline(range(100), stages, Limits(readers=3, ahead=5, memory=memory)))
+                list(run_pipeline(range(100), stages, Limits(3, 1, 5, lambda: memory)))
 
         aside.submit(begin).result(timeout=20)
 

@@ -1,7 +1,9 @@
-"""Arguments that are one word on the command line and more than a number: shapes and times."""
+"""Arguments that are one word on the command line and more than a number."""
 
 import math
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import tyro
@@ -65,9 +67,28 @@ def read_seconds(text: str) -> float:
     raise ValueError(f"a time above 0 is needed, such as 10s, 300ms or 2min; got {text}")
 
 
+def read_bytes(text: str) -> int:
+    """4GB, 512MiB, 3.5G: powers of 1000, with an i of 1024; a plain number counts bytes.
+
+    Raises:
+        ValueError: it is no size of a byte or more.
+    """
+    match = re.fullmatch(r"([0-9.]+) *(?:([kmgt])(i?))?b?", text.strip().lower())
+    if match:
+        number, prefix, binary = match.groups()
+        power = 1 + "kmgt".index(prefix) if prefix else 0
+        with suppress(ValueError):
+            size = float(number) * (1024 if binary else 1000) ** power
+            if 1 <= size < math.inf:
+                return int(size)
+    raise ValueError(f"a size is needed, such as 8GB, 512MiB or 2.5G; got {text}")
+
+
 ShapeFlag = Annotated[Shape3 | None, _word("X,Y,Z", read_shape), optional("X,Y,Z")]
 """Three numbers as one word."""
 PatchFlag = Annotated[Patch | None, _word("X,Y,Z|box", read_patch), optional("X,Y,Z|box")]
 """The shape of a window, or "box"."""
 SecondsFlag = Annotated[float | None, _word("SECONDS", read_seconds), optional("SECONDS")]
 """A time."""
+BytesFlag = Annotated[int | None, _word("SIZE", read_bytes), optional("SIZE")]
+"""An amount of memory."""

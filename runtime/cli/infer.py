@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from runtime.backends import MAX_THREADS, BackendName, Precision
-from runtime.cli.arguments import PatchFlag, SecondsFlag, ShapeFlag
+from runtime.cli.arguments import BytesFlag, PatchFlag, SecondsFlag, ShapeFlag
 from runtime.cli.console import ConventionFlag, optional, parse, run
 from runtime.errors import BratsError, CohortError, InputError, UsageError
 from runtime.modes import Quality
@@ -56,7 +56,9 @@ class InferArgs:
     batch: Annotated[int | None, optional("N")] = None
     """Windows per step; a backend may take fewer."""
     threads: Annotated[int | None, optional("N")] = None
-    """CPU threads; all cores by default."""
+    """CPU threads; by default all cores that the control group, Slurm and OMP_NUM_THREADS allow."""
+    memory: BytesFlag = None
+    """Most memory to take, such as 8GB: fewer cases are read ahead and written behind."""
     probabilities: bool = False
     """Also write the class probabilities, float32 (X, Y, Z, 4)."""
     preview: bool = False
@@ -174,7 +176,9 @@ def _segment(
     from runtime.cli.infer_log import InferLog
     from runtime.cli.infer_mode import as_good, how_to_run
     from runtime.cli.infer_view import InferView
+    from runtime.cli.stopping import finishing
     from runtime.cohort import How, claim, segment_cases
+    from runtime.memory import Room
     from runtime.model_dir import BUILT_IN, find_model
     from runtime.output_plan import OutputOptions
     from runtime.segmenter import Segmenter
@@ -218,11 +222,17 @@ def _segment(
                 progress=view.progress,
                 look=_look(options, view),
                 held=folder,
+                room=None if options.memory is None else Room(options.memory),
+                stopping=held.enter_context(finishing(view.stopping)) if count > 1 else _never,
             )
+            ended = 0
             for outcome in segment_cases(jobs, segmenter, how):
+                ended += 1
                 if outcome.error is not None:
                     failed.append(outcome.error)
                 view.done(outcome)
+            if ended < len(jobs):  # nothing but a wish to stop leaves cases out
+                raise KeyboardInterrupt
     failed += problems
     if failed and count == 1:
         raise failed[0]
@@ -234,6 +244,10 @@ def _segment(
             remedy="mend the cases named above and run again with --resume",
         )
     return 0
+
+
+def _never() -> bool:
+    return False
 
 
 def _look(options: InferArgs, view: "InferLog | InferView") -> "Look | None":

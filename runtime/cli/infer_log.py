@@ -50,6 +50,10 @@ class InferLog:
         """Something worth knowing that is no error."""
         log_event("warning", "note", case_id=case.case_id if case else None, text=text)
 
+    def stopping(self) -> None:
+        """After the first Ctrl-C."""
+        log_event("warning", "stopping")
+
     def progress(self, case: Case, done: int, total: int) -> None:
         """Windows are not told."""
 

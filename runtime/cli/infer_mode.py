@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from runtime.backends import Backend, BackendOptions
 from runtime.case import Case
+from runtime.cores import core_limit
 from runtime.errors import InputError, ParityError, UsageError
 from runtime.model_dir import ModelDir
 from runtime.modes import (
@@ -127,7 +128,7 @@ def how_to_run(
         options.backend,
         options.device,
         options.precision,
-        options.threads,
+        options.threads or core_limit(),
         options.uncertified,
         options.patch,
     )

@@ -75,6 +75,13 @@ class InferView:
         head = f"{case.case_id}: " if case else ""
         self._console.print(printable(head + text), style="yellow", markup=False, soft_wrap=True)
 
+    def stopping(self) -> None:
+        """After the first Ctrl-C."""
+        self.note(
+            "stopping: cases in hand are finished and no further one is begun; Ctrl-C once more "
+            "ends it at once"
+        )
+
     def progress(self, case: Case, done: int, total: int) -> None:
         """After each step of windows."""
         self._progress.update(
