@@ -1,22 +1,16 @@
-"""A prediction as one page of HTML: pictures, figures and where they come from.
-
-The page needs nothing but itself: its style stands in it, pictures are data: URIs, plots are SVG,
-there is no script, and a content security policy forbids the browser to fetch anything. It prints
-on A4. The same input gives the same bytes.
-"""
+"""A prediction as one page of HTML: pictures, figures and where they come from."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from runtime import DISCLAIMER, __version__
 from runtime.labels import REGIONS, LabelMap
 from runtime.lesions import LesionRule
 from runtime.markup import Markup, element, joined, table
 from runtime.measure import Measurements, Structure, check_shape, measure
 from runtime.metrics import PROFILES, score_case
 from runtime.nifti import INTENT_NAME
-from runtime.overlay import LABEL_COLOURS, LABEL_NAMES
+from runtime.overlay import LABEL_NAMES
+from runtime.page import card, heading, html_page, notice
 from runtime.planes import PLANES
 from runtime.report_chart import area_chart, chart_legend
 from runtime.report_slices import KeySlices, key_slices
@@ -29,7 +23,6 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "NCR": "necrotic core",
     "ED": "edema",
 }
-_POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _SCORED_BY: Final = PROFILES["brats2020"]
 
 
@@ -57,7 +50,7 @@ def html_report(
     shown = key_slices(volume, labels, truth)
     sections = [
         _head(sidecar),
-        _notice(),
+        notice(),
         _warnings(sidecar),
         _tiles(measured),
         _volumes(measured),
@@ -66,33 +59,9 @@ def html_report(
         _profiles(shown, measured),
         _provenance(sidecar),
         _training(prediction.card.training),
-        _notice(),
+        notice(),
     ]
-    body = element("body", element("main", joined([one for one in sections if one], "\n")))
-    # The mark stands first: it tells that the file is ours.
-    metas = [
-        element("meta", charset="utf-8"),
-        element("meta", name="generator", content=f"{INTENT_NAME} {__version__}"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{sidecar['case_id']}: brain tumour segmentation"),
-        element("style", _style()),
-    ]
-    page = element("html", element("head", joined(metas, "\n")), "\n", body, lang="en")
-    # A file's name may hold bytes that are no text.
-    return f"<!doctype html>\n{page}\n".encode(errors="replace").decode()
-
-
-def _style() -> Markup:
-    rules = [Path(__file__).with_suffix(".css").read_text(encoding="utf-8")]
-    for label, (red, green, blue) in LABEL_COLOURS.items():
-        rules.append(f".{label.name} {{ --colour: rgb({red} {green} {blue}); }}")
-    return Markup("\n".join(rules))
-
-
-def _card(title: str, *content: str) -> Markup:
-    return element("section", element("h2", title), "\n", joined(content, "\n"), class_="card")
+    return html_page(f"{sidecar['case_id']}: brain tumour segmentation", sections)
 
 
 def _head(sidecar: Mapping[str, Any]) -> Markup:
@@ -102,22 +71,7 @@ def _head(sidecar: Mapping[str, Any]) -> Markup:
         f"{backend['name']} on {backend['device']} in {backend['precision']}",
         sidecar["run"]["finished"],
     ]
-    return element(
-        "header",
-        element("p", "Brain tumour segmentation", class_="kicker"),
-        element("h1", sidecar["case_id"]),
-        element("p", " · ".join(told), class_="dim"),
-    )
-
-
-def _notice() -> Markup:
-    return element(
-        "p",
-        element("strong", DISCLAIMER),
-        " A network drew these labels; nobody has checked them.",
-        class_="notice",
-        role="note",
-    )
+    return heading("Brain tumour segmentation", sidecar["case_id"], told)
 
 
 def _warnings(sidecar: Mapping[str, Any]) -> Markup:
@@ -175,7 +129,7 @@ def _volumes(measured: Measurements) -> Markup:
     )
     figures = table(head, map(cells, measured.structures.values()), "Regions WT, TC, ET; labels "
                     "NCR, ED, ET")  # fmt: skip
-    return _card("Volumes", figures, element("p", note, class_="dim small"))
+    return card("Volumes", figures, element("p", note, class_="dim small"))
 
 
 def _percent(value: float | None, digits: int) -> str:
@@ -204,7 +158,7 @@ def _truth(labels: LabelMap, truth: LabelMap, prediction: Prediction) -> Markup:
         "Difference, %",
     ]  # fmt: skip
     caption = f"Overlap and surfaces by the rules of profile {_SCORED_BY.name}"
-    return _card("Against the truth", table(head, rows, caption))
+    return card("Against the truth", table(head, rows, caption))
 
 
 def _pictures(shown: KeySlices, measured: Measurements) -> Markup:
@@ -225,17 +179,17 @@ def _pictures(shown: KeySlices, measured: Measurements) -> Markup:
         )  # fmt: skip
         title = element("h3", f"{plane.capitalize()} ", where)
         planes.append(element("div", title, shown.pictures[plane], class_="plane"))
-    return _card("Slices with most tumour", key, *planes)
+    return card("Slices with most tumour", key, *planes)
 
 
 def _profiles(shown: KeySlices, measured: Measurements) -> Markup:
     if not measured.structures["WT"].voxels:
-        return _card("Area over slices", element("p", "No voxel was called tumour."))
+        return card("Area over slices", element("p", "No voxel was called tumour."))
     charts = [
         element("div", area_chart(plane, measured.profiles[plane], shown.numbers[plane]))
         for plane in PLANES
     ]
-    return _card("Area over slices", element("div", *charts, chart_legend(), class_="charts"))
+    return card("Area over slices", element("div", *charts, chart_legend(), class_="charts"))
 
 
 def _provenance(sidecar: Mapping[str, Any]) -> Markup:
@@ -265,7 +219,7 @@ def _provenance(sidecar: Mapping[str, Any]) -> Markup:
         ("Finished", sidecar["run"]["finished"]),
     ]
     caption = "What made this label map, and of what"
-    return _card(
+    return card(
         "Provenance", table([], [fact for fact in facts if fact[1] is not None], caption, "facts")
     )
 
@@ -278,7 +232,7 @@ def _training(training: Mapping[str, Any]) -> Markup:
     if not training:
         return Markup()
     rows = [(key.replace("_", " ").capitalize(), _told(value)) for key, value in training.items()]
-    return _card("Training", table([], rows, "What the model's card says", "facts"))
+    return card("Training", table([], rows, "What the model's card says", "facts"))
 
 
 def _told(value: Any) -> str:

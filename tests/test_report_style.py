@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from runtime import report
+from runtime import page
 from runtime.report_chart import area_chart
 from tests.pages import Node, tree_of
 
@@ -76,7 +76,7 @@ def luminance(colour: str) -> float:
 
 
 def test_text_is_legible_in_light_dark_and_print() -> None:
-    css = Path(report.__file__).with_suffix(".css").read_text(encoding="utf-8")
+    css = Path(page.__file__).with_suffix(".css").read_text(encoding="utf-8")
     themes = [
         dict(re.findall(r"--(\w[\w-]*): (#[0-9a-f]+)", block))
         for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
