@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from runtime.atomic import check_writable, sweep
+from runtime.bounded import read_json
 from runtime.case import Case
 from runtime.errors import BratsError, ComputeError, InputError, OutputError, UsageError
 from runtime.lock import Held, only_writer
@@ -34,17 +35,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a case: a sidecar, or an error, or neither where an earlier result stands."""
+    """What became of a case.
+
+    Attributes:
+        case, plan: which case, and its files.
+        sidecar: what lies beside its label map; None where it failed.
+        error: why it failed.
+        kept: whether it was done before, and its result stands.
+    """
 
     case: Case
     plan: OutputPlan
     sidecar: dict[str, Any] | None = None
     error: BratsError | None = None
+    kept: bool = False
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is to be told of a case that was done."""
-        if self.sidecar is None:
+        """What is to be told of a case that was done now."""
+        if self.sidecar is None or self.kept:
             return ()
         removed = ", ".join(self.sidecar["run"].get("removed", ()))
         told = f"removed, as it showed an earlier result that is replaced: {removed}"
@@ -73,10 +82,17 @@ def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
 
 
 @contextmanager
-def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[tuple[list[Job], Held]]:
+def claim(
+    cases: Sequence[Case], options: OutputOptions, part: tuple[int, int] | None = None
+) -> Iterator[tuple[list[Job], Held]]:
     """Plan every case as its output folder's only writer, which this process stays in the block.
 
     What is planned was looked at under the lock: another writer may come and go before it is held.
+
+    Args:
+        cases: all that are to be written.
+        options: where and how.
+        part: i of n, where other parts are written into the same folder; see `only_writer`.
 
     Raises:
         UsageError: as for `plan_jobs`; a folder that was not there is then not made.
@@ -86,7 +102,7 @@ def claim(cases: Sequence[Case], options: OutputOptions) -> Iterator[tuple[list[
     if not os.path.isdir(options.directory):
         plan_jobs(cases, options)
         check_writable(options.directory)
-    with only_writer(options.directory) as held:
+    with only_writer(options.directory, part) as held:
         jobs = plan_jobs(cases, options)
         check_writable(options.directory)
         sweep(options.directory)
@@ -118,6 +134,31 @@ class How:
     stopping: Callable[[], bool] = lambda: False
 
 
+def settings_of(segmenter: Segmenter, options: SegmentOptions | None = None) -> dict[str, Any]:
+    """What shapes a result beside input and model, as a sidecar records it.
+
+    Args:
+        segmenter: whose backend runs.
+        options: instead of the segmenter's own.
+    """
+    return {"backend": segmenter.backend.info.name, **asdict(options or segmenter.options)}
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A case, and the seconds that reading it took."""
+
+    volume: Volume
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The sidecar of an earlier result that stands."""
+
+    sidecar: dict[str, Any]
+
+
 def segment_cases(
     jobs: Sequence[Job], segmenter: Segmenter, how: How | None = None, clock: Clock | None = None
 ) -> Iterator[Outcome]:
@@ -139,34 +180,31 @@ def segment_cases(
             then none of those that follow could be either.
     """
     how = how or How()
-    info = segmenter.backend.info
-    settings, *others = (
-        {"backend": info.name, **asdict(options)}
-        for options in (segmenter.options, *(options for _, options in how.as_good))
-    )
-    graphs = (graph for graph, _ in how.as_good)
-    known = [(info.sha256, settings), *zip(graphs, others, strict=True)]
+    settings = settings_of(segmenter)
+    known = [
+        (segmenter.backend.info.sha256, settings),
+        *((graph, settings_of(segmenter, options)) for graph, options in how.as_good),
+    ]
 
-    def read(job: Job) -> tuple[Volume, float] | None:
-        """The case, and the seconds that it took; None where it is done."""
+    def read(job: Job) -> _Read | _Kept:
         if how.resume and any(is_complete(job.plan, job.case, *one) for one in known):
-            return None
+            return _Kept(read_json(job.plan.sidecar))
         start = perf_counter()
-        return load(job.case), perf_counter() - start
+        return _Read(load(job.case), perf_counter() - start)
 
-    def run(job: Job, found: tuple[Volume, float] | None) -> tuple[Prediction, float] | None:
-        if found is None:
-            return None
+    def run(job: Job, found: _Read | _Kept) -> tuple[Prediction, float] | _Kept:
+        if isinstance(found, _Kept):
+            return found
         progress = how.progress
         tell = None if progress is None else partial(progress, job.case)
-        made = segmenter.segment(found[0], tell), found[1]
+        made = segmenter.segment(found.volume, tell), found.seconds
         if how.room is not None:
             how.room.ran(_cost(job))
         return made
 
-    def write(job: Job, made: tuple[Prediction, float] | None) -> dict[str, Any] | None:
-        if made is None:
-            return None
+    def write(job: Job, made: tuple[Prediction, float] | _Kept) -> _Kept | dict[str, Any]:
+        if isinstance(made, _Kept):
+            return made
         return save(made[0], job.plan, settings, made[1], how.look, how.held)
 
     stages = Stages(_cost, read, run, write)
@@ -174,7 +212,9 @@ def segment_cases(
     for done in run_pipeline(jobs, stages, limits, clock, how.stopping):
         job, error = done.item, done.error
         if error is None:
-            yield Outcome(job.case, job.plan, done.written)
+            kept = isinstance(done.written, _Kept)
+            sidecar = done.written.sidecar if isinstance(done.written, _Kept) else done.written
+            yield Outcome(job.case, job.plan, sidecar, kept=kept)
             continue
         if isinstance(error, OutputError) or not isinstance(error, BratsError | MemoryError):
             raise error

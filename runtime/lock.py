@@ -3,16 +3,20 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import OutputError
 
 
-def try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int, shared: bool = False) -> bool:
     """Hold an open file or folder until its descriptor is closed; the system forgets it with the
     process.
+
+    Args:
+        descriptor: of the file or folder.
+        shared: beside others who hold it so, instead of alone.
 
     Returns:
         False where somebody else holds it; True too where the system knows no such locks.
@@ -25,7 +29,8 @@ def try_lock(descriptor: int) -> bool:
     import fcntl
 
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -65,13 +70,15 @@ class Held:
 
 
 @contextmanager
-def only_writer(directory: Path) -> Iterator[Held]:
+def only_writer(directory: Path, part: tuple[int, int] | None = None) -> Iterator[Held]:
     """Keep every other command that asks for the same out of a folder.
 
     Where the file system has no locks nobody is kept out.
 
     Args:
         directory: an existing folder.
+        part: i of n, where this is the only writer of one part of what goes there: other parts of
+            the same n may be written beside it.
 
     Returns:
         What is held, which says whether it is still in its place.
@@ -92,23 +99,65 @@ def only_writer(directory: Path) -> Iterator[Held]:
             remedy="check its permissions, or choose another output",
         ) from error
     try:
-        if not held(descriptor):
-            raise OutputError(
-                directory,
-                found="another process that writes into it",
-                expected="one writer at a time",
-                remedy="wait for it, or choose another output",
-            )
-        yield Held(directory, descriptor)
+        if not held(descriptor, shared=part is not None):
+            raise _taken(directory)
+        with nullcontext() if part is None else _only_writer_of(directory, *part):
+            yield Held(directory, descriptor)
     finally:
         # Nothing was written through it that a failure to close could lose.
         with suppress(OSError):
             os.close(descriptor)
 
 
-def held(descriptor: int) -> bool:
+def held(descriptor: int, shared: bool = False) -> bool:
     """As `try_lock`; True too where the file system has no locks: then nobody is kept out."""
     try:
-        return try_lock(descriptor)
+        return try_lock(descriptor, shared)
     except OSError:
         return True
+
+
+@contextmanager
+def _only_writer_of(directory: Path, index: int, count: int) -> Iterator[None]:
+    """Hold a hidden file for a part; it is removed in the end, and those of killed runs with it."""
+    own = directory / f".part-{index}-of-{count}.lock"
+    descriptor = _held_file(own)
+    if descriptor is None:
+        raise _taken(directory)
+    try:
+        for other in sorted(directory.glob(".part-*-of-*.lock")):
+            if other == own:
+                continue
+            freed = _held_file(other)
+            if freed is not None:  # its run was killed
+                other.unlink(missing_ok=True)
+                os.close(freed)
+            elif not other.name.endswith(f"-of-{count}.lock"):
+                raise _taken(directory)
+        yield
+    finally:
+        own.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _held_file(path: Path) -> int | None:
+    """The descriptor of a file that this process alone holds now; None where another one does."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        if not held(descriptor):
+            os.close(descriptor)
+            return None
+        # Its last holder may have removed it between the two lines.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _taken(directory: Path) -> OutputError:
+    return OutputError(
+        directory,
+        found="another process that writes into it",
+        expected="one writer at a time",
+        remedy="wait for it, or choose another output",
+    )

@@ -204,6 +204,7 @@ def is_complete(plan: OutputPlan, case: Case, model_sha256: str, settings: dict[
             and _terms(sidecar["settings"]) == _terms(json.loads(json.dumps(settings)))
             and (not plan.looked_at or sidecar["run"].get("truth") == plan.truth)
             and sidecar["output"]["file"] == plan.labels.name
+            and _tells(sidecar)
             and all(
                 path.name in known and known[path.name] == digest_of(path)
                 for path in (plan.labels, *plan.looked_at, *probabilities)
@@ -224,6 +225,21 @@ def input_entry(source: Source, sha256: str) -> dict[str, Any]:
     """
     entry: dict[str, Any] = {"sha256": sha256}
     return entry if source.channel is None else entry | {"channel": source.channel}
+
+
+def _tells(sidecar: dict[str, Any]) -> bool:
+    """Whether what a cohort's files take from a sidecar is in it, as it was written."""
+    volumes, backend = sidecar["volumes_ml"], sidecar["backend"]
+    numbers = [
+        *(volumes["regions"][name] for name in ("WT", "TC", "ET")),
+        *(volumes["labels"][name] for name in ("NCR", "ED", "ET")),
+        *sidecar["timings_s"].values(),
+    ]
+    return (
+        all(isinstance(one, int | float) for one in numbers)
+        and {"name", "device", "precision"} <= set(backend)
+        and isinstance(sidecar["warnings"], list)
+    )
 
 
 def _terms(settings: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_files_are_the_same_bytes_however_they_come_about(
         outcomes = list(segment_cases(jobs, Segmenter(opened, EXACTLY), How(resume=True)))
     finally:
         opened.close()
-    assert sum(outcome.sidecar is None for outcome in outcomes) == 1
+    assert sum(outcome.kept for outcome in outcomes) == 1
     assert told(parts) == expected
     assert main([str(cohort), *flags(tiny_model, parts, backend), "--resume"]) == 0
     assert told(parts) == expected

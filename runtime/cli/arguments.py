@@ -10,6 +10,7 @@ import tyro
 
 from runtime.cli.console import optional
 from runtime.model_card import Shape3
+from runtime.parts import Part
 from runtime.windows import Patch
 
 
@@ -84,6 +85,21 @@ def read_bytes(text: str) -> int:
     raise ValueError(f"a size is needed, such as 8GB, 512MiB or 2.5G; got {text}")
 
 
+def read_part(text: str) -> Part:
+    """2/8: the second of eight parts.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    try:
+        if match:
+            return Part(int(match[1]), int(match[2]))
+    except ValueError:
+        pass
+    raise ValueError(f"one of n parts is needed, such as 2/8; got {text}")
+
+
 ShapeFlag = Annotated[Shape3 | None, _word("X,Y,Z", read_shape), optional("X,Y,Z")]
 """Three numbers as one word."""
 PatchFlag = Annotated[Patch | None, _word("X,Y,Z|box", read_patch), optional("X,Y,Z|box")]
@@ -92,3 +108,5 @@ SecondsFlag = Annotated[float | None, _word("SECONDS", read_seconds), optional("
 """A time."""
 BytesFlag = Annotated[int | None, _word("SIZE", read_bytes), optional("SIZE")]
 """An amount of memory."""
+PartFlag = Annotated[Part | None, _word("I/N", read_part), optional("I/N")]
+"""One of N parts."""

@@ -1,27 +1,22 @@
 """brats-infer: segment one case or a folder of cases."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 
 from runtime.backends import MAX_THREADS, BackendName, Precision
-from runtime.cli.arguments import BytesFlag, PatchFlag, SecondsFlag, ShapeFlag
+from runtime.cli.arguments import BytesFlag, PartFlag, PatchFlag, SecondsFlag, ShapeFlag
 from runtime.cli.console import ConventionFlag, optional, parse, run
-from runtime.errors import BratsError, CohortError, InputError, UsageError
+from runtime.errors import InputError, UsageError
 from runtime.modes import Quality
 from runtime.windows import Placement
 
 if TYPE_CHECKING:
     from runtime.case import Case
-    from runtime.cli.infer_log import InferLog
-    from runtime.cli.infer_view import InferView
-    from runtime.prediction import Look, Pages
-    from runtime.segmenter import Prediction
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,8 @@ class InferArgs:
     """CPU threads; by default all cores that the control group, Slurm and OMP_NUM_THREADS allow."""
     memory: BytesFlag = None
     """Most memory to take, such as 8GB: fewer cases are read ahead and written behind."""
+    part: PartFlag = None
+    """Take the I-th of N parts of the cases only, as one of N jobs on a cluster does."""
     probabilities: bool = False
     """Also write the class probabilities, float32 (X, Y, Z, 4)."""
     preview: bool = False
@@ -154,7 +151,9 @@ def _infer(options: InferArgs, console: Console) -> int:
     problems += [refusal(one) for one in strangers]
     if problems and not cases:
         raise problems[0]
-    return _segment(options, cases, problems, console)
+    from runtime.cli.infer_run import segment
+
+    return segment(options, cases, problems, console)
 
 
 def _check(
@@ -167,109 +166,3 @@ def _check(
     return check_cases(
         cases, console, problems, options.truth_labels, card, options.json, options.force_spacing
     )
-
-
-def _segment(
-    options: InferArgs, cases: "list[Case]", problems: list[InputError], console: Console
-) -> int:
-    from runtime.backends import open_spare
-    from runtime.cli.infer_log import InferLog
-    from runtime.cli.infer_mode import as_good, how_to_run
-    from runtime.cli.infer_view import InferView
-    from runtime.cli.stopping import finishing
-    from runtime.cohort import How, claim, segment_cases
-    from runtime.memory import Room
-    from runtime.model_dir import BUILT_IN, find_model
-    from runtime.output_plan import OutputOptions
-    from runtime.segmenter import Segmenter
-
-    count = len(cases) + len(problems)
-    view = InferLog(count) if options.log_json else InferView(console, count)
-    model = find_model(options.model)
-    if options.model is None and model.path == BUILT_IN:
-        view.note(
-            f"no model/ here: the built-in reference model, trained on "
-            f"{model.card.training['cases']} cases, takes its place ({BUILT_IN / 'README.md'})"
-        )
-    output = OutputOptions(
-        options.output,
-        options.submission,
-        options.labels,
-        options.overwrite,
-        options.resume,
-        options.preview,
-        options.report,
-        options.truth_labels,
-    )
-    with ExitStack() as held:
-        jobs, folder = held.enter_context(claim(cases, output))
-        chosen = how_to_run(options, model, cases, view)
-        backend = held.enter_context(closing(chosen.open(model)))
-        segmenter = Segmenter(
-            backend,
-            chosen.segmenting,
-            spare=lambda: open_spare(model, chosen.wanted, backend.info),
-        )
-        view.started(segmenter)
-        for problem in problems:
-            view.problem(problem)
-        with view:
-            # Not the outcomes: of thousands of cases their sidecars would fill tens of megabytes.
-            failed: list[BratsError] = []
-            how = How(
-                resume=options.resume,
-                as_good=as_good(chosen, model),
-                progress=view.progress,
-                look=_look(options, view),
-                held=folder,
-                room=None if options.memory is None else Room(options.memory),
-                stopping=held.enter_context(finishing(view.stopping)) if count > 1 else _never,
-            )
-            ended = 0
-            for outcome in segment_cases(jobs, segmenter, how):
-                ended += 1
-                if outcome.error is not None:
-                    failed.append(outcome.error)
-                view.done(outcome)
-            if ended < len(jobs):  # nothing but a wish to stop leaves cases out
-                raise KeyboardInterrupt
-    failed += problems
-    if failed and count == 1:
-        raise failed[0]
-    if failed:
-        raise CohortError(
-            options.output,
-            found=f"{len(failed)} of {count} cases failed",
-            expected="all of them done",
-            remedy="mend the cases named above and run again with --resume",
-        )
-    return 0
-
-
-def _never() -> bool:
-    return False
-
-
-def _look(options: InferArgs, view: "InferLog | InferView") -> "Look | None":
-    """What makes pictures and pages; None where none are asked for."""
-    if not (options.preview or options.report):
-        return None
-
-    def look(prediction: "Prediction", sidecar: dict[str, Any]) -> "Pages":
-        from runtime.prediction import Pages
-        from runtime.preview import marked_png, preview
-        from runtime.report import html_report
-        from runtime.truth import load_truth
-
-        volume, truth = prediction.volume, None
-        if volume.case.labels is not None:
-            try:
-                truth = load_truth(volume.case, volume, options.truth_labels, "--truth-labels")
-            except InputError as error:
-                view.note(f"shown without truth: {error}", volume.case)
-        return Pages(
-            marked_png(preview(volume, prediction.labels, truth)) if options.preview else None,
-            html_report(prediction, sidecar, truth).encode() if options.report else None,
-        )
-
-    return look

@@ -1,11 +1,13 @@
 """What brats-infer tells a machine: one JSON object per line, with --log-json."""
 
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from runtime import DISCLAIMER, __version__
 from runtime.case import Case
 from runtime.cli.events import log_event, parts_of
+from runtime.cli.infer_pace import Pace
 from runtime.cohort import Outcome
 from runtime.errors import BratsError
 from runtime.segmenter import Segmenter
@@ -14,8 +16,8 @@ from runtime.segmenter import Segmenter
 class InferLog:
     """Takes the place of `InferView`."""
 
-    def __init__(self, cases: int) -> None:
-        self._cases = cases
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
 
     def __enter__(self) -> Self:
         return self
@@ -35,7 +37,7 @@ class InferLog:
             "info",
             "started",
             version=__version__,
-            cases=self._cases,
+            cases=self._pace.total,
             model={"name": segmenter.backend.card.name, "sha256": info.sha256},
             backend={"name": info.name, "device": info.device, "precision": info.precision},
             certificate=info.certificate,
@@ -63,11 +65,12 @@ class InferLog:
 
     def done(self, outcome: Outcome) -> None:
         """After each case."""
-        case_id = outcome.case.case_id
+        case_id, cohort = outcome.case.case_id, self._state()
         if outcome.error is not None:
-            log_event("error", "case-failed", case_id=case_id, **parts_of(outcome.error))
-        elif outcome.sidecar is None:
-            log_event("info", "case-kept", case_id=case_id, labels=str(outcome.plan.labels))
+            log_event("error", "case-failed", case_id=case_id, **parts_of(outcome.error), **cohort)
+        elif outcome.kept or outcome.sidecar is None:
+            labels = str(outcome.plan.labels)
+            log_event("info", "case-kept", case_id=case_id, labels=labels, **cohort)
         else:
             for text in outcome.warnings:
                 log_event("warning", "note", case_id=case_id, text=text)
@@ -79,4 +82,13 @@ class InferLog:
                 sha256=outcome.sidecar["output"]["sha256"],
                 volumes_ml=outcome.sidecar["volumes_ml"],
                 timings_s=outcome.sidecar["timings_s"],
+                **cohort,
             )
+
+    def finished(self, table: Path, page: Path) -> None:
+        """At the end of a cohort, however it ended, when its own files are written."""
+        log_event("info", "finished", table=str(table), page=str(page), **self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """How far a cohort is; nothing of a single case."""
+        return {"cohort": self._pace.to_json()} if self._pace.total > 1 else {}

@@ -1,15 +1,20 @@
-"""What brats-infer shows: a bar over windows while it works, a table of volumes and times after."""
+"""What brats-infer shows: of one case a bar over its windows and then its volumes and times; of a
+cohort how far it is, how fast it goes and what it waits for, and then what it came to.
+"""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from runtime import DISCLAIMER
 from runtime.case import Case
+from runtime.cli.infer_pace import Pace, duration
 from runtime.cohort import Outcome
 from runtime.errors import BratsError
 from runtime.labels import REGIONS
@@ -17,14 +22,22 @@ from runtime.printable import printable
 from runtime.segmenter import Segmenter
 
 _STAGES = ("load", "prepare", "network")
+_IN_FULL = 25
+"""Cases up to which the table at the end has a row for each."""
+_MEANINGS = {
+    "read": "reading ahead",
+    "run": "network",
+    "write": "writing behind",
+}
 
 
 class InferView:
     """A live view on a terminal, plain lines elsewhere, nothing where the console is quiet."""
 
-    def __init__(self, console: Console, cases: int) -> None:
+    def __init__(self, console: Console, pace: Pace) -> None:
         self._console = console
-        self._cases = cases
+        self._pace = pace
+        self._cases = pace.total
         self._count = 0
         self._table = Table(title="Predictions", title_justify="left")
         self._table.add_column("case", overflow="fold")
@@ -34,16 +47,20 @@ class InferView:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("windows"),
+            TextColumn("{task.fields[unit]}"),
             TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("loading", total=None)
+        self._overall = None
+        if self._cases > 1:
+            self._overall = self._progress.add_task("cohort", total=self._cases, unit="cases")
+        self._task = self._progress.add_task("loading", total=None, unit="windows")
+        self._live = Live(
+            get_renderable=self._render, console=console, transient=True, refresh_per_second=4
+        )
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._console.is_terminal:
+            self._live.start()
         return self
 
     def __exit__(
@@ -52,10 +69,13 @@ class InferView:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._progress.stop()
-        if self._table.row_count:
+        self._live.stop()
+        if self._table.row_count and self._cases <= _IN_FULL:
             self._console.print(self._table)
             self._console.print(f"seconds per stage; {DISCLAIMER}", style="dim")
+
+    def _render(self) -> Group:
+        return Group(self._progress, *([_state(self._pace)] if self._cases > 1 else []))
 
     def started(self, segmenter: Segmenter) -> None:
         """Before the first case."""
@@ -89,21 +109,27 @@ class InferView:
             description=printable(case.case_id),
             completed=done,
             total=total,
-            refresh=True,
         )
 
     def problem(self, error: BratsError) -> None:
         """A case that could not be put together from its files."""
+        self._count += 1
+        self._advance()
         self._tell_error(str(error))
+
+    def _advance(self) -> None:
+        if self._overall is not None:
+            self._progress.update(self._overall, completed=self._count)
 
     def done(self, outcome: Outcome) -> None:
         """After each case."""
         self._count += 1
+        self._advance()
         name = printable(outcome.case.case_id)
         head = f"[{self._count}/{self._cases}] {name}"
         if outcome.error is not None:
             self._tell_error(f"{head}: {outcome.error}")
-        elif outcome.sidecar is None:
+        elif outcome.kept or outcome.sidecar is None:
             self._console.print(f"{head}: already done", markup=False)
         else:
             for warning in outcome.warnings:
@@ -111,8 +137,25 @@ class InferView:
                     f"{head}: {printable(warning)}", style="yellow", markup=False, soft_wrap=True
                 )
             labels = printable(str(outcome.plan.labels))
-            self._console.print(f"{head}: {labels}", markup=False, soft_wrap=True)
-            self._table.add_row(Text(name), *_figures(outcome.sidecar))
+            # Where nothing moves on the screen, the lines say how it goes.
+            pace = "" if self._console.is_terminal or self._cases == 1 else self._pace.words()
+            told = f"{head}: {labels}" + (f"  ({pace})" if pace else "")
+            self._console.print(told, markup=False, soft_wrap=True)
+            if self._cases <= _IN_FULL:
+                self._table.add_row(Text(name), *_figures(outcome.sidecar))
+
+    def finished(self, table: Path, page: Path) -> None:
+        """At the end of a cohort, however it ended, when its own files are written."""
+        pace = self._pace
+        told = [f"{pace.done} done", f"{pace.kept} kept", f"{pace.failed} failed"]
+        left = [f"{pace.left} not begun"] if pace.left else []
+        rate = [] if pace.per_minute is None else [f"{pace.per_minute:.1f} cases/min"]
+        self._console.print(
+            f"{', '.join([*told, *left])} in {duration(pace.wall_s)}"
+            + "".join(f", {one}" for one in rate),
+            markup=False,
+        )
+        self._console.print(printable(f"{table}, {page}"), markup=False, soft_wrap=True)
 
     def _tell_error(self, text: str) -> None:
         """Errors are told even where everything else is quiet."""
@@ -120,6 +163,24 @@ class InferView:
             return  # The command ends with that very error.
         loud = Console(stderr=True) if self._console.quiet else self._console
         loud.print(text, style="red", markup=False, soft_wrap=True)
+
+
+def _state(pace: Pace) -> Table:
+    """Counts, speed, and how busy each stage is: the one near 100% is what the others wait for."""
+    state = Table.grid(padding=(0, 2))
+    rate, left = pace.per_minute, pace.seconds_left
+    state.add_row(
+        f"done {pace.done}",
+        f"kept {pace.kept}",
+        Text(f"failed {pace.failed}", style="red" if pace.failed else ""),
+        "" if rate is None else f"{rate:.1f} cases/min",
+        "" if left is None else f"{duration(left)} left",
+    )
+    state.add_row(
+        *(f"{_MEANINGS[name]} {100 * part:.0f}%" for name, part in pace.busy().items()),
+        style="dim",
+    )
+    return state
 
 
 def _figures(sidecar: dict[str, Any]) -> list[str]:
