@@ -66,6 +66,8 @@ class ExportArgs:
     """CUDA device that engines are built for."""
     data: Annotated[Path | None, optional("DIR")] = None
     """Cases to certify on; phantoms by default."""
+    triton: Annotated[Path | None, optional("DIR")] = None
+    """Also write the model into this model repository of a Triton Inference Server."""
     labels: ConventionFlag = None
     """Label convention of their label maps; what their naming implies by default."""
     cases: int = 8

@@ -23,6 +23,7 @@ from export.precision import Reduced
 from export.produce import Parity, Product, Reductions, add_reduced, from_model, from_network
 from export.release import check_target, release
 from export.timing_cache import TimingCacheFile
+from export.triton import write_repository
 from export.up_branch import UpBranch
 from runtime.backends import Backend, BackendInfo
 from runtime.backends.driver import cuda_devices, gpu
@@ -64,6 +65,9 @@ def export(options: ExportArgs, console: Console) -> None:
     check_target(out)
     kinds = _kinds(options)
     adds = bool(kinds) or options.int8 or options.modes
+    if model is not None and options.triton is not None and not adds and options.engines == "auto":
+        _serve(model, options.triton, console)
+        return
     device = _engine_device(options, model is not None and not adds, console)
     with console.status("starting") as status:
         told = _teller(status, console)
@@ -97,8 +101,19 @@ def export(options: ExportArgs, console: Console) -> None:
         named.append(f"{plans} engine{'s' if plans > 1 else ''}")
     shown = options.output or (model.path if model else out.name)
     say(console, f"model directory {shown}: {', '.join(named)}")
+    if options.triton is not None:
+        _serve(ModelDir.open(out), options.triton, console)
     if options.modes:
         check_modes(product, options.allow_inconclusive)
+
+
+def _serve(model: ModelDir, repository: Path, console: Console) -> None:
+    served = write_repository(model, repository)
+    say(console, f"model repository {repository}: {', '.join(one.name for one in served)}")
+    if any(name.endswith(".plan") for name in model.hashes) and not any(
+        one.capability for one in served
+    ):
+        say(console, "no engine is served: none takes linear windows of any batch", "yellow")
 
 
 def _check_not_there(options: ExportArgs, model: ModelDir) -> None:

@@ -1,7 +1,7 @@
 """Segment one case after another; others are read and written while the network runs."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -134,14 +134,14 @@ class How:
     stopping: Callable[[], bool] = lambda: False
 
 
-def settings_of(segmenter: Segmenter, options: SegmentOptions | None = None) -> dict[str, Any]:
+def settings_of(backend: str, options: SegmentOptions) -> dict[str, Any]:
     """What shapes a result beside input and model, as a sidecar records it.
 
     Args:
-        segmenter: whose backend runs.
-        options: instead of the segmenter's own.
+        backend: name of the one that runs.
+        options: how it segments.
     """
-    return {"backend": segmenter.backend.info.name, **asdict(options or segmenter.options)}
+    return {"backend": backend, **asdict(options)}
 
 
 @dataclass(frozen=True)
@@ -160,14 +160,14 @@ class _Kept:
 
 
 def segment_cases(
-    jobs: Sequence[Job], segmenter: Segmenter, how: How | None = None, clock: Clock | None = None
+    jobs: Iterable[Job], segmenter: Segmenter, how: How | None = None, clock: Clock | None = None
 ) -> Iterator[Outcome]:
     """Segment and save; a bad case does not stop the others.
 
     While the network runs on one case the next ones are read and the last ones are written.
 
     Args:
-        jobs: from `plan_jobs`.
+        jobs: from `plan_jobs`; taken one by one, as they are needed.
         segmenter: used for all of them.
         how: all else.
         clock: is told how long reading, segmenting and writing take.
@@ -180,10 +180,11 @@ def segment_cases(
             then none of those that follow could be either.
     """
     how = how or How()
-    settings = settings_of(segmenter)
+    info = segmenter.backend.info
+    settings = settings_of(info.name, segmenter.options)
     known = [
-        (segmenter.backend.info.sha256, settings),
-        *((graph, settings_of(segmenter, options)) for graph, options in how.as_good),
+        (info.sha256, settings),
+        *((graph, settings_of(info.name, options)) for graph, options in how.as_good),
     ]
 
     def read(job: Job) -> _Read | _Kept:

@@ -3,7 +3,7 @@ and the remedy.
 """
 
 from os import PathLike, fspath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from runtime.printable import printable
 
@@ -34,6 +34,20 @@ class BratsError(Exception):
         # A file's name may be in each of them.
         told = f"{self.where}: found {found}, expected {expected}; {remedy}."
         super().__init__(printable(told))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes."""
+        return (_again, (type(self), self.where, *self.parts()), vars(self))
+
+    def parts(self) -> tuple[str, str, str]:
+        """What was found, what was expected, and the remedy."""
+        return (self.found, self.expected, self.remedy)
+
+
+def _again(
+    kind: type[BratsError], where: str, found: str, expected: str, remedy: str
+) -> BratsError:
+    return kind(where, found=found, expected=expected, remedy=remedy)
 
 
 class UsageError(BratsError):

@@ -87,6 +87,10 @@ class Clock:
             with self._lock:
                 setattr(self, stage, getattr(self, stage) + seconds)
 
+    def restart(self) -> None:
+        """Begin the time since the start anew."""
+        self._begun = perf_counter()
+
     @property
     def wall(self) -> float:
         return perf_counter() - self._begun

@@ -3,8 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Final
 
 from runtime.errors import BackendUnavailableError, first_line, interrupted
+
+_EXTRAS: Final = {"cupy": "[gpu]", "tritonclient": "[triton]"}
 
 
 def require(module: str, name: str) -> None:
@@ -22,9 +25,7 @@ def require(module: str, name: str) -> None:
             f"--backend {name}",
             found=f"{module} is not installed",
             expected="its package",
-            remedy="install brats-deploy[gpu]"
-            if module == "cupy"
-            else "install brats-deploy again",
+            remedy=f"install brats-deploy{_EXTRAS.get(module, ' again')}",
         )
 
 

@@ -17,7 +17,7 @@ from runtime.errors import (
 from runtime.model_dir import ONNX_BF16, ONNX_FP16, ONNX_FP32, ONNX_INT8, ModelDir
 from runtime.windows import Patch
 
-BackendName = Literal["auto", "trt", "ort", "openvino"]
+BackendName = Literal["auto", "trt", "ort", "openvino", "triton"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 _GRAPHS: Final = {"fp32": ONNX_FP32, "fp16": ONNX_FP16, "bf16": ONNX_BF16, "int8": ONNX_INT8}
@@ -30,7 +30,7 @@ class BackendOptions:
 
     Attributes:
         backend: "auto" takes the fastest that works here: a GPU first, then openvino, then ort.
-        device: "auto", "cpu", or "cuda:N".
+        device: "auto", "cpu", or "cuda:N"; of "triton" the server, HOST:PORT/MODEL.
         precision: "auto" is fp32 on a CPU and certified fp16 on a GPU; "int8" is for CPUs.
         threads: CPU threads; None means one per core.
         uncertified: run an artefact that no parity certificate covers.
@@ -64,6 +64,8 @@ def open_backend(model: ModelDir, options: BackendOptions | None = None) -> Back
         ComputeError: others have taken the device's memory.
     """
     options = options or BackendOptions()
+    if options.backend == "triton":
+        return _open_triton(model, options)
     index = _gpu_index(options)
     tried: list[str] = []
     for name in _candidates(options, index is not None):
@@ -199,6 +201,24 @@ def _open(
     with loading(library, name):
         from runtime.backends.ort_cuda import OrtCudaBackend
     return OrtCudaBackend(data, model.card, info, cupy_ops(index))
+
+
+def _open_triton(model: ModelDir, options: BackendOptions) -> Backend:
+    require("tritonclient", "triton")
+    with loading("tritonclient", "triton"):
+        from runtime.backends.triton import TritonBackend
+    artefacts = {sha256: (file, model.verdict(file)) for file, sha256 in model.hashes.items()}
+    backend = TritonBackend(options.device, model.card, artefacts, options.threads)
+    info = backend.info
+    if info.certificate not in _VOUCHED and not options.uncertified:
+        backend.close()
+        raise ParityError(
+            model.path / info.artefact,
+            found=_no_certificate(info.certificate),
+            expected="a graph or an engine that passed its parity gate",
+            remedy="certify it with brats-export, or run it with --uncertified",
+        )
+    return backend
 
 
 def _open_trt(

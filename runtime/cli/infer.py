@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import tyro
 from rich.console import Console
@@ -17,6 +17,9 @@ from runtime.windows import Placement
 
 if TYPE_CHECKING:
     from runtime.case import Case
+
+MAX_PROCESSES: Final = 64
+"""Devices that one machine may have."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class InferArgs:
     backend: BackendName = "auto"
     """auto takes the fastest that works here."""
     device: str = "auto"
-    """auto, cpu, or cuda:N."""
+    """auto, cpu, or cuda:N; several, as in cuda:0,cuda:1, take a process each."""
     precision: Precision = "auto"
     """auto is fp32 on a CPU and certified fp16 on a GPU."""
     overlap: Annotated[float | None, optional("F")] = None
@@ -91,6 +94,11 @@ class InferArgs:
     version: bool = False
     """Print the version and exit."""
 
+    @property
+    def devices(self) -> list[str]:
+        """Those that --device names."""
+        return self.device.split(",")
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
@@ -133,6 +141,13 @@ def _infer(options: InferArgs, console: Console) -> int:
             found=str(options.threads),
             expected=f"1 to {MAX_THREADS}",
             remedy="drop --threads",
+        )
+    if "" in options.devices or len(options.devices) > MAX_PROCESSES:
+        raise UsageError(
+            "--device",
+            found=options.device or "nothing",
+            expected=f"auto, cpu or cuda:N, or up to {MAX_PROCESSES} with commas between them",
+            remedy="drop --device",
         )
     if options.json is not None and not options.check:
         raise UsageError(

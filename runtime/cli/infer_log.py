@@ -5,12 +5,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from runtime import DISCLAIMER, __version__
+from runtime.backends import BackendInfo
 from runtime.case import Case
 from runtime.cli.events import log_event, parts_of
 from runtime.cli.infer_pace import Pace
 from runtime.cohort import Outcome
 from runtime.errors import BratsError
-from runtime.segmenter import Segmenter
+from runtime.model_card import ModelCard
+from runtime.segmenter import SegmentOptions
 
 
 class InferLog:
@@ -30,21 +32,22 @@ class InferLog:
     ) -> None:
         pass
 
-    def started(self, segmenter: Segmenter) -> None:
+    def started(self, card: ModelCard, info: BackendInfo, options: SegmentOptions) -> None:
         """Before the first case."""
-        info = segmenter.backend.info
+        patch, overlap = options.patch or card.patch, options.overlap
         log_event(
             "info",
             "started",
             version=__version__,
             cases=self._pace.total,
-            model={"name": segmenter.backend.card.name, "sha256": info.sha256},
+            model={"name": card.name, "sha256": info.sha256},
             backend={"name": info.name, "device": info.device, "precision": info.precision},
+            processes=self._pace.processes,
             certificate=info.certificate,
             fell_back_from=info.fell_back_from,
-            patch=segmenter.patch if segmenter.patch == "box" else list(segmenter.patch),
-            overlap=segmenter.overlap,
-            quality=segmenter.options.quality or None,
+            patch=patch if patch == "box" else list(patch),
+            overlap=card.inference.overlap if overlap is None else overlap,
+            quality=options.quality or None,
             research_use=DISCLAIMER,
         )
 

@@ -1,24 +1,25 @@
 """What brats-infer's flags ask a model to do: as the user says, by a certified mode, or in time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from runtime.backends import Backend, BackendOptions
 from runtime.case import Case
 from runtime.cores import core_limit
-from runtime.errors import InputError, ParityError, UsageError
+from runtime.errors import InputError, UsageError
 from runtime.model_dir import ModelDir
 from runtime.modes import (
     QUALITIES,
     Mode,
     certified,
-    check_covers,
     mode_of,
     options_of,
     wanted_of,
 )
+from runtime.pages import PageOptions
 from runtime.segmenter import SegmentOptions
+from runtime.work import Work
 
 if TYPE_CHECKING:
     from runtime.budget import Choice
@@ -33,6 +34,13 @@ def check_mode_flags(options: "InferArgs") -> None:
     Raises:
         UsageError: names them.
     """
+    if options.budget is not None and len(options.devices) > 1:
+        raise UsageError(
+            "--budget",
+            found=f"{len(options.devices)} devices as well",
+            expected="one device, on which it is measured",
+            remedy="choose a --quality for them",
+        )
     by_mode = options.quality is not None or options.budget is not None
     flag = "--budget" if options.budget is not None else f"--quality {options.quality}"
     if options.budget is not None and options.quality is not None:
@@ -73,52 +81,17 @@ def _own_terms(options: "InferArgs") -> list[str]:
     return [flag for flag, is_given in given.items() if is_given]
 
 
-@dataclass(frozen=True)
-class Run:
-    """How a model is to be run.
-
-    Attributes:
-        mode: that it is run in; None where the user says himself how.
-        wanted: what to open.
-        segmenting: how to segment.
-        backend: opened already, where a budget has measured it; whoever gets it closes it.
-    """
-
-    mode: Mode | None
-    wanted: BackendOptions
-    segmenting: SegmentOptions
-    backend: Backend | None = None
-
-    def open(self, model: ModelDir) -> Backend:
-        """The backend, on which the mode is certified.
-
-        Raises:
-            ParityError: it is not.
-            BratsError: as for `open_backend`.
-        """
-        from runtime.backends import open_backend
-
-        if self.backend is not None:
-            return self.backend
-        if self.mode is not None:
-            check_covers(model, self.mode, self.wanted.backend, self.wanted.device)
-        backend = open_backend(model, self.wanted)
-        try:
-            if self.mode is not None:
-                check_covers(model, self.mode, backend.info.name, backend.info.device)
-        except ParityError:
-            backend.close()
-            raise
-        return backend
-
-
 def how_to_run(
     options: "InferArgs",
     model: ModelDir,
     cases: Sequence[Case],
     view: "InferLog | InferView",
-) -> Run:
-    """What to open and how to segment with it.
+) -> tuple[Work, Backend | None]:
+    """What to open and how to segment with it, on the first device that is named.
+
+    Returns:
+        The work, and the backend where a budget has opened one to measure it; whoever gets it
+        closes it.
 
     Raises:
         BratsError: the mode is not certified, none fits the budget, or no case can be read to find
@@ -126,7 +99,7 @@ def how_to_run(
     """
     wanted = BackendOptions(
         options.backend,
-        options.device,
+        options.devices[0],
         options.precision,
         options.threads or core_limit(),
         options.uncertified,
@@ -141,29 +114,37 @@ def how_to_run(
         force_spacing=options.force_spacing,
         postprocess=not options.no_postprocess,
     )
+    work = Work(
+        model.path,
+        wanted,
+        segmenting,
+        pages=PageOptions(options.preview, options.report, options.truth_labels),
+        resume=options.resume,
+        memory=options.memory,
+    )
     if _own_terms(options):
-        return Run(None, wanted, segmenting)
+        return work, None
     if options.budget is None:
-        mode, backend = mode_of(model, options.quality or "exact"), None
-    else:
-        choice = _in_time(options.budget, model, cases, wanted, segmenting, view)
-        mode, backend = choice.mode, choice.backend
-    return Run(mode, wanted_of(mode, wanted), options_of(mode, segmenting), backend)
-
-
-def as_good(run: Run, model: ModelDir) -> list[tuple[str, SegmentOptions]]:
-    """The graphs, by their hashes, and the options of the modes that are better than the one a
-    budget has chosen: what is done in one of them need not be done again.
-    """
-    if run.backend is None or run.mode is None:
-        return []
-    better = QUALITIES[: QUALITIES.index(run.mode.quality)]
-    plain = replace(run.segmenting, patch=None, overlap=None, quality="")
-    return [
+        return _in_mode(work, mode_of(model, options.quality or "exact")), None
+    choice = _in_time(options.budget, model, cases, wanted, segmenting, view)
+    # What is done in a better mode than the budget has chosen need not be done again.
+    better = QUALITIES[: QUALITIES.index(choice.mode.quality)]
+    plain = replace(segmenting, patch=None, overlap=None, quality="")
+    as_good = [
         (model.hashes[mode.artefact], options_of(mode, plain))
         for mode in certified(model)
         if mode.quality in better
     ]
+    return replace(_in_mode(work, choice.mode), as_good=as_good), choice.backend
+
+
+def _in_mode(work: Work, mode: Mode) -> Work:
+    return replace(
+        work,
+        backend=wanted_of(mode, work.backend),
+        options=options_of(mode, work.options),
+        mode=mode,
+    )
 
 
 def _in_time(

@@ -16,13 +16,15 @@ class Pace:
     Attributes:
         total: cases in all.
         clock: how long each stage has been at work.
-        limits: how many threads read and write.
+        limits: how many threads of a process read and write.
+        processes: how many there are.
         done, kept, failed: cases that have ended so.
     """
 
     total: int
     clock: Clock = field(default_factory=Clock)
     limits: Limits = field(default_factory=Limits)
+    processes: int = 1
     now: Callable[[], float] = perf_counter
     done: int = 0
     kept: int = 0
@@ -30,6 +32,11 @@ class Pace:
 
     def __post_init__(self) -> None:
         self._begun = self.now()
+
+    def restart(self) -> None:
+        """Begin to count time anew: loading a model is no part of the pace."""
+        self._begun = self.now()
+        self.clock.restart()
 
     def ended(self, outcome: Outcome) -> None:
         """Take in a case."""
@@ -68,7 +75,7 @@ class Pace:
 
     def busy(self) -> dict[str, float]:
         """Part of the time, 0 to 1, in which a reader, the network and a writer were at work."""
-        wall = self.clock.wall
+        wall = self.clock.wall * self.processes
         if wall <= 0:
             return {"read": 0.0, "run": 0.0, "write": 0.0}
         return {

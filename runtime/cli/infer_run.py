@@ -1,28 +1,29 @@
 """brats-infer once its flags are known to make sense: one case, or a cohort."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from runtime.backends import open_spare
+from runtime.backends import Backend, BackendInfo
 from runtime.case import Case
 from runtime.cli.infer_log import InferLog
-from runtime.cli.infer_mode import as_good, how_to_run
+from runtime.cli.infer_mode import how_to_run
 from runtime.cli.infer_pace import Pace
 from runtime.cli.infer_view import InferView
 from runtime.cli.stopping import finishing
-from runtime.cohort import How, claim, segment_cases, settings_of
+from runtime.cohort import How, Job, Outcome, claim, segment_cases, settings_of
 from runtime.cohort_files import Facts, Names, check_places, write_cohort
 from runtime.cohort_record import Record
+from runtime.cores import core_limit
 from runtime.errors import CohortError, InputError, UsageError
-from runtime.memory import Room
+from runtime.lock import Held
 from runtime.model_dir import BUILT_IN, find_model
 from runtime.output_plan import OutputOptions
-from runtime.pipeline import Clock
-from runtime.prediction import Look, Pages
-from runtime.segmenter import Prediction, Segmenter
+from runtime.processes import Told, segment_in_processes
+from runtime.work import Work
 
 if TYPE_CHECKING:
     from runtime.cli.infer import InferArgs
@@ -81,39 +82,34 @@ def segment(
             for job in jobs:
                 if clash := {*names.all()} & {*job.plan.files()}:
                     raise _named_like_the_cohort(job.case, clash.pop().name)
-        chosen = how_to_run(options, model, cases, view)
-        backend = held.enter_context(closing(chosen.open(model)))
-        segmenter = Segmenter(
-            backend,
-            chosen.segmenting,
-            spare=lambda: open_spare(model, chosen.wanted, backend.info),
-        )
-        view.started(segmenter)
-        record = Record(count)
-        how = How(
-            resume=options.resume,
-            as_good=as_good(chosen, model),
-            progress=view.progress,
-            look=_look(options, view),
-            held=folder,
-            room=None if options.memory is None else Room(options.memory),
-            stopping=held.enter_context(finishing(view.stopping)) if several else _never,
-        )
-        pace.clock, pace.limits = Clock(), how.limits
-        with view:
+        work, given = how_to_run(options, model, cases, view)
+        record, pace.processes = Record(count), len(options.devices)
+        stopping = held.enter_context(finishing(view.stopping)) if several else _never
+        ran: list[BackendInfo] = []
+
+        def ready(info: BackendInfo) -> None:
+            ran.append(info)
+            pace.restart()
+            view.started(model.card, info, work.options)
             for problem in problems:
                 pace.problem()
                 record.problem(problem)
                 view.problem(problem)
-            for outcome in segment_cases(jobs, segmenter, how, pace.clock):
+
+        outcomes = (
+            _here(work, given, jobs, folder, view, pace, ready, stopping)
+            if len(options.devices) == 1
+            else _everywhere(options, work, jobs, view, pace, ready, stopping)
+        )
+        with view, closing(outcomes):
+            for outcome in outcomes:
                 pace.ended(outcome)
                 record.add(outcome)
                 view.done(outcome)
-        if several:
-            info = backend.info
+        if several and ran:
             facts = Facts(
-                model={"name": backend.card.name, "sha256": info.sha256},
-                settings=settings_of(segmenter),
+                model={"name": model.card.name, "sha256": ran[0].sha256 or ""},
+                settings=settings_of(ran[0].name, work.options),
                 wall_s=round(pace.wall_s, 3),
                 busy={name: round(part, 4) for name, part in pace.busy().items()},
             )
@@ -134,6 +130,48 @@ def segment(
     return 0
 
 
+def _here(
+    work: Work,
+    given: Backend | None,
+    jobs: Sequence[Job],
+    folder: Held,
+    view: InferLog | InferView,
+    pace: Pace,
+    ready: Callable[[BackendInfo], None],
+    stopping: Callable[[], bool],
+) -> Generator[Outcome]:
+    """In this process."""
+    with work.opened(given) as segmenter:
+        ready(segmenter.backend.info)
+        how = How(
+            resume=work.resume,
+            as_good=work.as_good,
+            progress=view.progress,
+            look=work.pages.look(view.note),
+            held=folder,
+            room=work.room(),
+            stopping=stopping,
+        )
+        yield from segment_cases(jobs, segmenter, how, pace.clock)
+
+
+def _everywhere(
+    options: "InferArgs",
+    work: Work,
+    jobs: Sequence[Job],
+    view: InferLog | InferView,
+    pace: Pace,
+    ready: Callable[[BackendInfo], None],
+    stopping: Callable[[], bool],
+) -> Generator[Outcome]:
+    """A process for each device; they share the cores that this one was given."""
+    share = len(options.devices)
+    threads = max(1, (options.threads or core_limit() or os.cpu_count() or 1) // share)
+    works = [work.on(device, threads, share) for device in options.devices]
+    told = Told(pace.clock, view.note, ready)
+    yield from segment_in_processes(jobs, works, options.output, told, stopping)
+
+
 def _never() -> bool:
     return False
 
@@ -145,27 +183,3 @@ def _named_like_the_cohort(case: Case, name: str) -> UsageError:
         expected="that name free for the file of the whole cohort",
         remedy="rename the case, or run it by itself",
     )
-
-
-def _look(options: "InferArgs", view: InferLog | InferView) -> Look | None:
-    """What makes pictures and pages; None where none are asked for."""
-    if not (options.preview or options.report):
-        return None
-
-    def look(prediction: Prediction, sidecar: dict[str, Any]) -> Pages:
-        from runtime.preview import marked_png, preview
-        from runtime.report import html_report
-        from runtime.truth import load_truth
-
-        volume, truth = prediction.volume, None
-        if volume.case.labels is not None:
-            try:
-                truth = load_truth(volume.case, volume, options.truth_labels, "--truth-labels")
-            except InputError as error:
-                view.note(f"shown without truth: {error}", volume.case)
-        return Pages(
-            marked_png(preview(volume, prediction.labels, truth)) if options.preview else None,
-            html_report(prediction, sidecar, truth).encode() if options.report else None,
-        )
-
-    return look

@@ -13,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime import DISCLAIMER
+from runtime.backends import BackendInfo
 from runtime.case import Case
 from runtime.cli.infer_pace import Pace, duration
 from runtime.cohort import Outcome
 from runtime.errors import BratsError
 from runtime.labels import REGIONS
+from runtime.model_card import ModelCard
 from runtime.printable import printable
-from runtime.segmenter import Segmenter
+from runtime.segmenter import SegmentOptions
 
 _STAGES = ("load", "prepare", "network")
 _IN_FULL = 25
@@ -77,18 +79,19 @@ class InferView:
     def _render(self) -> Group:
         return Group(self._progress, *([_state(self._pace)] if self._cases > 1 else []))
 
-    def started(self, segmenter: Segmenter) -> None:
+    def started(self, card: ModelCard, info: BackendInfo, options: SegmentOptions) -> None:
         """Before the first case."""
-        info = segmenter.backend.info
-        name = printable(segmenter.backend.card.name)
         self._console.print(
-            f"model {name}, backend {info.name} on {info.device} in "
-            f"{info.precision}, certificate: {info.certificate}, "
-            f"{_windows(segmenter)}",
+            f"model {printable(card.name)}, backend {info.name} on {self._where(info)} in "
+            f"{info.precision}, certificate: {info.certificate}, {_windows(card, options)}",
             markup=False,
         )
         if info.fell_back_from:
             self.note(f"not used: {info.fell_back_from}")
+
+    def _where(self, info: BackendInfo) -> str:
+        count = self._pace.processes
+        return info.device if count == 1 else f"{info.device} and others, {count} processes"
 
     def note(self, text: str, case: Case | None = None) -> None:
         """Something worth knowing that is no error."""
@@ -194,13 +197,14 @@ def _figures(sidecar: dict[str, Any]) -> list[str]:
     ]
 
 
-def _windows(segmenter: Segmenter) -> str:
-    if segmenter.patch == "box":
+def _windows(card: ModelCard, options: SegmentOptions) -> str:
+    patch, overlap = options.patch or card.patch, options.overlap
+    if patch == "box":
         shown = "one window over the brain"
     else:
-        shown = f"patch {'x'.join(map(str, segmenter.patch))}, overlap {_shown(segmenter.overlap)}"
-    quality = segmenter.options.quality
-    return f"quality {quality}: {shown}" if quality else shown
+        blended = _shown(card.inference.overlap if overlap is None else overlap)
+        shown = f"patch {'x'.join(map(str, patch))}, overlap {blended}"
+    return f"quality {options.quality}: {shown}" if options.quality else shown
 
 
 def _shown(overlap: object) -> str:
