@@ -159,8 +159,7 @@ def segment_on_ray(
         actors = _actors(ray, work, folder, cluster)
         waiting = deque(jobs)
         pending: dict[Any, tuple[Any, Job]] = {}
-        for info in _opened(ray, actors):
-            told.ready(info)
+        told.ready(_opened(ray, actors), len(actors))
         free = deque(actor for _ in range(_AT_ONCE) for actor in actors)
         while pending or (waiting and not stopping()):
             while free and waiting and not stopping():
@@ -229,17 +228,19 @@ def _actors(ray: Any, work: Work, folder: Path, cluster: Cluster) -> list[Any]:
         max_task_retries=_RETRIES,
         max_concurrency=_AT_ONCE,
     )(Segmenting)
-    own = work.on(device, cluster.threads, share=1)
-    return [made.remote(own, folder.resolve()) for _ in range(count)]
+    own = replace(work.on(device, cluster.threads, share=1), model=work.model.absolute())
+    return [made.remote(own, folder.absolute()) for _ in range(count)]
 
 
-def _opened(ray: Any, actors: Sequence[Any]) -> list[BackendInfo]:
+def _opened(ray: Any, actors: Sequence[Any]) -> BackendInfo:
     """What the first actor runs on, once all of them can run."""
-    found = ray.get([actor.ready.remote() for actor in actors])
+    found: list[BackendInfo | BratsError] = ray.get([actor.ready.remote() for actor in actors])
+    infos = []
     for one in found:
         if isinstance(one, BratsError):
             raise one
-    return found[:1]
+        infos.append(one)
+    return infos[0]
 
 
 def _outcome(ray: Any, reference: Any, job: Job, told: Told) -> Outcome:

@@ -47,12 +47,12 @@ class Told:
     Attributes:
         clock: how long their stages have been at work, all of them together.
         note: something worth knowing that is no error.
-        ready: called once, with what the first worker that is ready runs on.
+        ready: called once, with what the first worker that is ready runs on and how many there are.
     """
 
     clock: Clock = field(default_factory=Clock)
     note: Note = lambda text, case: None
-    ready: Callable[[BackendInfo], None] = lambda info: None
+    ready: Callable[[BackendInfo, int], None] = lambda info, processes: None
 
 
 @dataclass
@@ -165,7 +165,7 @@ class _Pool:
             self.deaths = 0
             if not self.ready:
                 self.ready = True
-                self.told.ready(parts[0])
+                self.told.ready(parts[0], len(self.workers))
         elif kind == "note":
             text, key = parts
             job = worker.in_hand.get(key)

@@ -1,5 +1,6 @@
 """A Triton Inference Server's gRPC service in this process: the real protocol on a real socket,
-with ONNX Runtime behind it. It serves a repository as tritonserver does, from its config.pbtxt alone.
+with ONNX Runtime behind it. It serves a repository as tritonserver does, from its config.pbtxt
+alone.
 """
 
 from collections.abc import Iterator

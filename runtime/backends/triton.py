@@ -69,14 +69,14 @@ class TritonBackend:
                 for key, value in config.get("parameters", {}).items()
             }
             check_card(card, told.get(CARD_KEY), address)
-            sides = [
+            inputs, outputs = (
                 [
                     Tensor(_NUMPY.get(one["datatype"], one["datatype"]), _shape(one["shape"]))
                     for one in metadata.get(side, [])
                 ]
                 for side in ("inputs", "outputs")
-            ]
-            check_tensors(card, *sides, address)
+            )
+            check_tensors(card, inputs, outputs, address)
             sha256 = told.get(SHA256_KEY, "")
             if sha256 not in artefacts:
                 raise InputError(

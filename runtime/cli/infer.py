@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -17,9 +17,6 @@ from runtime.windows import Placement
 
 if TYPE_CHECKING:
     from runtime.case import Case
-
-MAX_PROCESSES: Final = 64
-"""Devices that one machine may have."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,10 @@ class InferArgs:
     """CPU threads; by default all cores that the control group, Slurm and OMP_NUM_THREADS allow."""
     memory: BytesFlag = None
     """Most memory to take, such as 8GB: fewer cases are read ahead and written behind."""
+    ray: Annotated[str | None, optional("auto|ADDRESS")] = None
+    """Run on a Ray cluster: auto takes the one this machine belongs to, or starts one on it."""
+    workers: Annotated[int | None, optional("N")] = None
+    """Workers on the cluster; by default as many as its GPUs, or its cores, have room for."""
     part: PartFlag = None
     """Take the I-th of N parts of the cases only, as one of N jobs on a cluster does."""
     probabilities: bool = False
@@ -114,6 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _infer(options: InferArgs, console: Console) -> int:
     from runtime.case import find_cases
+    from runtime.cli.infer_cohort import check_cohort_flags
     from runtime.cli.infer_mode import check_mode_flags
     from runtime.strangers import refusal, set_apart
 
@@ -142,13 +144,6 @@ def _infer(options: InferArgs, console: Console) -> int:
             expected=f"1 to {MAX_THREADS}",
             remedy="drop --threads",
         )
-    if "" in options.devices or len(options.devices) > MAX_PROCESSES:
-        raise UsageError(
-            "--device",
-            found=options.device or "nothing",
-            expected=f"auto, cpu or cuda:N, or up to {MAX_PROCESSES} with commas between them",
-            remedy="drop --device",
-        )
     if options.json is not None and not options.check:
         raise UsageError(
             "--json",
@@ -156,10 +151,13 @@ def _infer(options: InferArgs, console: Console) -> int:
             expected="both, as it takes what the check finds",
             remedy="add --check, or drop --json",
         )
+    check_cohort_flags(options)
     check_mode_flags(options)
     channels = options.channels.split(",") if options.channels else None
     problems: list[InputError] = []
-    cases = find_cases(options.case, channels, problems)
+    # Other machines do not know in which folder this command was begun.
+    root = options.case if options.ray is None else options.case.absolute()
+    cases = find_cases(root, channels, problems)
     if options.check:
         return _check(options, cases, problems, console)
     cases, strangers = set_apart(cases)

@@ -34,13 +34,6 @@ def check_mode_flags(options: "InferArgs") -> None:
     Raises:
         UsageError: names them.
     """
-    if options.budget is not None and len(options.devices) > 1:
-        raise UsageError(
-            "--budget",
-            found=f"{len(options.devices)} devices as well",
-            expected="one device, on which it is measured",
-            remedy="choose a --quality for them",
-        )
     by_mode = options.quality is not None or options.budget is not None
     flag = "--budget" if options.budget is not None else f"--quality {options.quality}"
     if options.budget is not None and options.quality is not None:

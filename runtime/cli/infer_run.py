@@ -1,29 +1,26 @@
 """brats-infer once its flags are known to make sense: one case, or a cohort."""
 
-import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from runtime.backends import Backend, BackendInfo
+from runtime.backends import BackendInfo
 from runtime.case import Case
+from runtime.cli.infer_cohort import Running, segmented
 from runtime.cli.infer_log import InferLog
 from runtime.cli.infer_mode import how_to_run
 from runtime.cli.infer_pace import Pace
 from runtime.cli.infer_view import InferView
 from runtime.cli.stopping import finishing
-from runtime.cohort import How, Job, Outcome, claim, segment_cases, settings_of
+from runtime.cohort import claim, settings_of
 from runtime.cohort_files import Facts, Names, check_places, write_cohort
 from runtime.cohort_record import Record
-from runtime.cores import core_limit
 from runtime.errors import CohortError, InputError, UsageError
-from runtime.lock import Held
 from runtime.model_dir import BUILT_IN, find_model
 from runtime.output_plan import OutputOptions
-from runtime.processes import Told, segment_in_processes
-from runtime.work import Work
+from runtime.processes import Told
 
 if TYPE_CHECKING:
     from runtime.cli.infer import InferArgs
@@ -61,8 +58,10 @@ def segment(
             f"no model/ here: the built-in reference model, trained on "
             f"{model.card.training['cases']} cases, takes its place ({BUILT_IN / 'README.md'})"
         )
+    # Other machines do not know in which folder this command was begun.
+    directory = options.output if options.ray is None else options.output.absolute()
     output = OutputOptions(
-        options.output,
+        directory,
         options.submission,
         options.labels,
         options.overwrite,
@@ -72,7 +71,7 @@ def segment(
         options.truth_labels,
     )
     part = options.part
-    names = Names(options.output, part.suffix if part else "")
+    names = Names(directory, part.suffix if part else "")
     with ExitStack() as held:
         jobs, folder = held.enter_context(
             claim(cases, output, (part.index, part.count) if part else None)
@@ -83,12 +82,13 @@ def segment(
                 if clash := {*names.all()} & {*job.plan.files()}:
                     raise _named_like_the_cohort(job.case, clash.pop().name)
         work, given = how_to_run(options, model, cases, view)
-        record, pace.processes = Record(count), len(options.devices)
+        record = Record(count)
         stopping = held.enter_context(finishing(view.stopping)) if several else _never
         ran: list[BackendInfo] = []
 
-        def ready(info: BackendInfo) -> None:
+        def ready(info: BackendInfo, processes: int) -> None:
             ran.append(info)
+            pace.processes = processes
             pace.restart()
             view.started(model.card, info, work.options)
             for problem in problems:
@@ -96,11 +96,8 @@ def segment(
                 record.problem(problem)
                 view.problem(problem)
 
-        outcomes = (
-            _here(work, given, jobs, folder, view, pace, ready, stopping)
-            if len(options.devices) == 1
-            else _everywhere(options, work, jobs, view, pace, ready, stopping)
-        )
+        told = Told(pace.clock, view.note, ready)
+        outcomes = segmented(options, Running(work, given, folder, told, stopping), jobs, view)
         with view, closing(outcomes):
             for outcome in outcomes:
                 pace.ended(outcome)
@@ -128,48 +125,6 @@ def segment(
             remedy=f"mend the cases that {names.failures.name} names and run again with --resume",
         )
     return 0
-
-
-def _here(
-    work: Work,
-    given: Backend | None,
-    jobs: Sequence[Job],
-    folder: Held,
-    view: InferLog | InferView,
-    pace: Pace,
-    ready: Callable[[BackendInfo], None],
-    stopping: Callable[[], bool],
-) -> Generator[Outcome]:
-    """In this process."""
-    with work.opened(given) as segmenter:
-        ready(segmenter.backend.info)
-        how = How(
-            resume=work.resume,
-            as_good=work.as_good,
-            progress=view.progress,
-            look=work.pages.look(view.note),
-            held=folder,
-            room=work.room(),
-            stopping=stopping,
-        )
-        yield from segment_cases(jobs, segmenter, how, pace.clock)
-
-
-def _everywhere(
-    options: "InferArgs",
-    work: Work,
-    jobs: Sequence[Job],
-    view: InferLog | InferView,
-    pace: Pace,
-    ready: Callable[[BackendInfo], None],
-    stopping: Callable[[], bool],
-) -> Generator[Outcome]:
-    """A process for each device; they share the cores that this one was given."""
-    share = len(options.devices)
-    threads = max(1, (options.threads or core_limit() or os.cpu_count() or 1) // share)
-    works = [work.on(device, threads, share) for device in options.devices]
-    told = Told(pace.clock, view.note, ready)
-    yield from segment_in_processes(jobs, works, options.output, told, stopping)
 
 
 def _never() -> bool:
