@@ -34,6 +34,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--case", help="the case to time; the first of --data by default")
     group.addoption("--rounds", type=int, help="times each figure is taken; 2 by default")
     group.addoption("--parity-cases", type=int, default=1, help="cases to compare on")
+    group.addoption("--cohort-cases", type=int, help="cases of a cohort; a few by default")
     group.addoption(
         "--compare", type=Path, metavar="FILE", help="fail where this run is worse than that one"
     )
@@ -46,7 +47,7 @@ def check_options(config: pytest.Config) -> None:
         pytest.UsageError: says what was found, what was expected and the remedy.
     """
     try:
-        for name in ("--rounds", "--parity-cases"):
+        for name in ("--rounds", "--parity-cases", "--cohort-cases"):
             _check_count(name, config.getoption(name))
         if config.getoption("--data") is not None:
             cases_of(config)

@@ -16,6 +16,7 @@ class Scale:
         read_rounds: times a case is read.
         load_batches: batches per round of the training loader.
         steps: training steps per round.
+        cohort_stub, cohort_real: cases of a cohort with a network of 50 ms and with the real one.
         phantom: (X, Y, Z) of the case that is made where there is no data.
         features, patch: of the network with random weights that is made where there is none.
         thorough: also the peers and points that cost most.
@@ -26,6 +27,8 @@ class Scale:
     read_rounds: int
     load_batches: int
     steps: int
+    cohort_stub: int
+    cohort_real: int
     phantom: Shape3
     features: tuple[int, ...]
     patch: Shape3
@@ -40,6 +43,8 @@ STANDARD: Final = Scale(
     read_rounds=15,
     load_batches=4,
     steps=1,
+    cohort_stub=16,
+    cohort_real=2,
     phantom=(192, 192, 104),
     features=(16, 32, 64, 128, 256),
     patch=(128, 128, 64),
@@ -51,6 +56,8 @@ QUICK: Final = Scale(
     read_rounds=5,
     load_batches=2,
     steps=1,
+    cohort_stub=8,
+    cohort_real=2,
     phantom=(96, 96, 80),
     features=(8, 16, 32, 64, 128),
     patch=(64, 64, 48),

@@ -1,0 +1,164 @@
+"""Does the network ever wait for the disk, and does a cohort cost more than its network?
+
+Two networks: a stub that takes 50 ms a case and no core, as a GPU does, and the real one. Each runs
+the same cases one after the other (read, segment, save) and through the pipeline of `brats-infer`,
+in turn within each round. The last figures are the forecast of `benchmarks.throughput` over what
+was done, from the stages of a run in turn.
+"""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.conftest import THREADS, Report
+from benchmarks.figures import figure, ratios
+from benchmarks.opened import open_or_skip
+from benchmarks.scale import Scale
+from benchmarks.throughput import Costs, forecast
+from runtime.backends import Backend, BackendInfo, Fill, Take, check_window
+from runtime.case import Case
+from runtime.cohort import Job, plan_jobs, segment_cases
+from runtime.model_card import ModelCard, Shape3
+from runtime.model_dir import ModelDir
+from runtime.nifti import load
+from runtime.ops.numpy import NumpyOps
+from runtime.output_plan import OutputOptions
+from runtime.pipeline import Clock
+from runtime.prediction import save
+from runtime.segmenter import Segmenter
+
+STUB_S = 0.05
+
+
+@dataclass
+class StubBackend:
+    """A network that takes `STUB_S` for all windows of a case and finds edema everywhere."""
+
+    card: ModelCard
+    window: Shape3 = (0, 0, 0)
+
+    def __post_init__(self) -> None:
+        self.ops = NumpyOps(THREADS)
+        self.info = BackendInfo("stub", "cpu", "fp32", "stub", "0" * 64)
+
+    def bind(self, window: Shape3, batch: int) -> None:
+        check_window(self.card, window)
+        self.window = window
+
+    def run(self, n: int, fill: Fill, take: Take) -> None:
+        inputs = np.empty((1, len(self.card.modalities), *self.window), np.float32)
+        found = np.zeros((1, len(self.card.labels), *self.window), np.float32)
+        found[:, 2] = 1
+        for index in range(n):
+            fill(index, index + 1, inputs)
+            sleep(STUB_S / n)
+            take(index, index + 1, found)
+
+    def close(self) -> None:
+        self.ops.close()
+
+
+def _copies(case: Case, count: int) -> list[Case]:
+    """The case under several names: what is read is the disk's cache, as that of a fast disk."""
+    return [replace(case, case_id=f"{case.case_id}-{number:03}") for number in range(count)]
+
+
+def _one_by_one(jobs: Sequence[Job], segmenter: Segmenter) -> list[dict[str, Any]]:
+    sidecars = []
+    for job in jobs:
+        start = perf_counter()
+        volume = load(job.case)
+        seconds = perf_counter() - start
+        sidecars.append(save(segmenter.segment(volume), job.plan, load_seconds=seconds))
+    return sidecars
+
+
+def _together(jobs: Sequence[Job], segmenter: Segmenter, clock: Clock) -> list[dict[str, Any]]:
+    sidecars = []
+    for outcome in segment_cases(jobs, segmenter, clock=clock):
+        if outcome.error is not None:
+            raise outcome.error
+        sidecars.append(outcome.sidecar or {})
+    return sidecars
+
+
+def _costs(sidecars: Sequence[dict[str, Any]], on_gpu: bool) -> Costs:
+    stages = sidecars[0]["timings_s"]
+    means = {
+        stage: {"mean": fmean(one["timings_s"][stage] for one in sidecars)} for stage in stages
+    }
+    return Costs.of(means, THREADS, on_gpu)
+
+
+@pytest.mark.parametrize("network", ["stub", "real"])
+def bench_cohort(
+    benchmark: Any,
+    report: Report,
+    network: str,
+    model: ModelDir,
+    case: Case,
+    tmp_path: Path,
+    rounds: int,
+    scale: Scale,
+    pytestconfig: pytest.Config,
+    case_facts: dict[str, Any],
+    network_facts: dict[str, Any],
+) -> None:
+    """Seconds of a cohort, one by one and through the pipeline, and of its network alone."""
+    given = pytestconfig.getoption("--cohort-cases")
+    count = given or {"stub": scale.cohort_stub, "real": scale.cohort_real}[network]
+    backend: Backend = StubBackend(model.card) if network == "stub" else open_or_skip(model)
+    seconds: dict[str, list[float]] = {"one by one": [], "pipeline": [], "network": []}
+    busy: list[dict[str, float]] = []
+    predicted: list[float] = []
+    with closing(backend):
+        segmenter = Segmenter(backend)
+        segmenter.segment(load(case))
+
+        def jobs() -> list[Job]:
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            return plan_jobs(_copies(case, count), OutputOptions(tmp_path / "out"))
+
+        def one_by_one() -> None:
+            planned = jobs()
+            start = perf_counter()
+            sidecars = _one_by_one(planned, segmenter)
+            seconds["one by one"].append(perf_counter() - start)
+            costs = _costs(sidecars, on_gpu=network == "stub")
+            predicted.append(3600 * count / forecast(costs, THREADS).cases_per_hour)
+
+        def pipeline() -> None:
+            planned, clock = jobs(), Clock()
+            start = perf_counter()
+            sidecars = _together(planned, segmenter, clock)
+            seconds["pipeline"].append(perf_counter() - start)
+            seconds["network"].append(sum(one["timings_s"]["network"] for one in sidecars))
+            busy.append({"read": clock.read, "run": clock.run, "write": clock.write})
+
+        benchmark.pedantic(pipeline, setup=one_by_one, rounds=max(2, rounds), iterations=1)
+    report(
+        "a cohort",
+        {
+            "one by one over pipeline": figure(
+                ratios(seconds["one by one"], seconds["pipeline"]), "ratio"
+            ),
+            "network over pipeline": figure(
+                ratios(seconds["network"], seconds["pipeline"]), "ratio"
+            ),
+            "forecast over pipeline": figure(ratios(predicted, seconds["pipeline"]), "ratio"),
+            "pipeline": figure(seconds["pipeline"], "s"),
+        },
+        network=network,
+        cohort=count,
+        stage_s=busy,
+        **case_facts,
+        **network_facts,
+    )
