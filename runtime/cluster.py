@@ -57,6 +57,7 @@ class _Result:
     sidecar: dict[str, Any] | None = None
     error: BratsError | None = None
     kept: bool = False
+    notes: tuple[str, ...] = ()
     spent: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
@@ -115,11 +116,13 @@ class Segmenting:
             started = perf_counter()
             prediction = segmenter.segment(volume)
             ran = perf_counter()
-        look = work.pages.look(lambda text, case: None)
+        notes: list[str] = []
+        look = work.pages.look(lambda text, case: notes.append(text))
         # What it left of the case when it was killed is ours to replace.
         plan = replace(job.plan, overwrite=True)
         sidecar = save(prediction, plan, settings, read - began, look)
-        return _Result(sidecar, spent=(read - began, ran - started, perf_counter() - ran))
+        spent = (read - began, ran - started, perf_counter() - ran)
+        return _Result(sidecar, notes=tuple(notes), spent=spent)
 
     def _segmenter(self) -> Segmenter:
         with self._opening:
@@ -256,6 +259,8 @@ def _outcome(ray: Any, reference: Any, job: Job, told: Told) -> Outcome:
         ))  # fmt: skip
     if isinstance(result.error, OutputError):
         raise result.error
+    for text in result.notes:
+        told.note(text, job.case)
     clock = told.clock
     for stage, seconds in zip(("read", "run", "write"), result.spent, strict=True):
         setattr(clock, stage, getattr(clock, stage) + seconds)

@@ -122,6 +122,7 @@ class How:
         limits: how many cases are in hand at once.
         room: a bound on the process's memory; None leaves it to ``limits``.
         stopping: asked before each case; once it is true no further one is begun.
+        ready: whether the next job is there, or known not to come; see `run_pipeline`.
     """
 
     resume: bool = False
@@ -132,6 +133,7 @@ class How:
     limits: Limits = field(default_factory=Limits)
     room: Room | None = None
     stopping: Callable[[], bool] = lambda: False
+    ready: Callable[[], bool] = lambda: True
 
 
 def settings_of(backend: str, options: SegmentOptions) -> dict[str, Any]:
@@ -210,7 +212,7 @@ def segment_cases(
 
     stages = Stages(_cost, read, run, write)
     limits = how.limits if how.room is None else replace(how.limits, room=how.room)
-    for done in run_pipeline(jobs, stages, limits, clock, how.stopping):
+    for done in run_pipeline(jobs, stages, limits, clock, how.stopping, how.ready):
         job, error = done.item, done.error
         if error is None:
             kept = isinstance(done.written, _Kept)

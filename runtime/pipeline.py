@@ -102,6 +102,7 @@ def run_pipeline(
     limits: Limits | None = None,
     clock: Clock | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    ready: Callable[[], bool] = lambda: True,
 ) -> Iterator[Done[Item, Written]]:
     """Give each item as soon as it is written or has failed.
 
@@ -112,13 +113,15 @@ def run_pipeline(
         clock: is told how long the stages work.
         stopping: asked before an item is run: once it is true no further one is, and what has been
             run is written.
+        ready: whether ``items`` would give one, or end, without waiting. While it would not, it is
+            waited for only where nothing is in hand.
 
     Yields:
         Items in the order in which they end, which need not be the order in which they came.
     """
     limits = limits or Limits()
     clock = clock or Clock()
-    source = iter(items)
+    source = _Source(iter(items), stages.cost, ready)
     reading: dict[Future[Read], tuple[Item, int]] = {}
     writing: dict[Future[Written], tuple[Item, int]] = {}
 
@@ -146,35 +149,64 @@ def run_pipeline(
         return not in_hand or sum(in_hand) + size <= limits.room()
 
     with Threads(limits.writers) as writers, Threads(limits.readers) as readers:
-        following = _next(source, stages.cost)
-        while (following or reading) and not stopping():
-            while following and len(reading) < limits.ahead and fits(following[1]):
+        while not stopping():
+            while len(reading) < limits.ahead:
+                following = source.first(waiting=not (reading or writing))
+                if following is None or not fits(following[1]):
+                    break
                 reading[readers.submit(partial(read, following[0]))] = following
-                following = _next(source, stages.cost)
+                source.take()
+            if source.ended and not reading:
+                break
             yield from written()
             backlog = len(writing) > limits.writers
-            ready = None if backlog else next((one for one in reading if one.done()), None)
-            if ready is None:
-                wait([*writing, *(() if backlog else reading)], return_when=FIRST_COMPLETED)
+            chosen = None if backlog else next((one for one in reading if one.done()), None)
+            if chosen is None:
+                in_hand = [*writing, *(() if backlog else reading)]
+                wait(in_hand, return_when=FIRST_COMPLETED)
                 continue
-            item, size = reading.pop(ready)
+            item, size = reading.pop(chosen)
             try:
                 with clock.measured("run"):
-                    made = stages.run(item, ready.result())
+                    made = stages.run(item, chosen.result())
             except Exception as error:
                 yield Done(item, error=error)
             else:
                 writing[writers.submit(partial(write, item, made))] = item, size
                 del made
             # It holds what was read.
-            del ready
+            del chosen
         while writing:
             wait(writing, return_when=FIRST_COMPLETED)
             yield from written()
 
 
-def _next(source: Iterator[Item], cost: Callable[[Item], int]) -> tuple[Item, int] | None:
-    """The next item and what it costs; None where there is none."""
-    for item in source:
-        return item, cost(item)
-    return None
+class _Source(Generic[Item]):
+    """The items, of which the first is looked at before it is taken."""
+
+    def __init__(
+        self, items: Iterator[Item], cost: Callable[[Item], int], ready: Callable[[], bool]
+    ) -> None:
+        self._items = items
+        self._cost = cost
+        self._ready = ready
+        self._first: tuple[Item, int] | None = None
+        self.ended = False
+
+    def first(self, waiting: bool) -> tuple[Item, int] | None:
+        """The first item and what it costs; None where there is none, or none yet.
+
+        Args:
+            waiting: for one, where there is none yet.
+        """
+        if self._first is None and not self.ended and (waiting or self._ready()):
+            for item in self._items:
+                self._first = item, self._cost(item)
+                break
+            else:
+                self.ended = True
+        return self._first
+
+    def take(self) -> None:
+        """Go on to the next."""
+        self._first = None

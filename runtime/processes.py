@@ -167,9 +167,7 @@ class _Pool:
                 self.ready = True
                 self.told.ready(parts[0], len(self.workers))
         elif kind == "note":
-            text, key = parts
-            job = worker.in_hand.get(key)
-            self.told.note(text, job.case if job else None)
+            self.told.note(*parts)
         elif kind == "ended":
             key, sidecar, error, kept, worker.spent = parts
             job = worker.in_hand.pop(key)
@@ -177,6 +175,7 @@ class _Pool:
             yield Outcome(job.case, job.plan, sidecar, error, kept and not job.plan.overwrite)
         elif kind == "finished":
             self._forget(worker)
+            worker.process.join()
         else:
             raise parts[0]
 
@@ -289,10 +288,11 @@ def _serve(connection: Connection, work: Work, folder: Path) -> None:
             how = How(
                 resume=work.resume,
                 as_good=work.as_good,
-                look=work.pages.look(lambda text, case: say("note", text, None)),
+                look=work.pages.look(lambda text, case: say("note", text, case)),
                 held=Held(folder, descriptor),
                 room=work.room(),
                 stopping=stop.is_set,
+                ready=lambda: not inbox.empty(),
             )
             for outcome in segment_cases(iter(inbox.get, None), segmenter, how, clock):
                 spent = (clock.read, clock.run, clock.write)

@@ -1,4 +1,4 @@
-"""A cohort on a local Ray cluster of two workers: the same bytes, nothing lost with a killed one."""
+"""A cohort on a local Ray cluster of two workers: the same bytes; a killed worker loses nothing."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ TWO = Cluster("auto", workers=2, threads=1)
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cohort")
-    write_phantoms(root, 8, seed=5, shape=(40, 32, 24))
+    write_phantoms(root, 8, seed=5, shape=(48, 40, 32))
     return root
 
 
@@ -64,7 +64,8 @@ def workers() -> list[psutil.Process]:
 
 def test_a_killed_worker_loses_nothing(data: Path, work: Work, tmp_path: Path) -> None:
     cases = find_cases(data)
-    broken = tmp_path / "x_t2.nii.gz"
+    broken = tmp_path / "bad" / "x_t2.nii.gz"
+    broken.parent.mkdir()
     broken.write_bytes(b"")
     bad = replace(cases[-1], case_id="bad", images={
         **cases[-1].images, "t2": replace(cases[-1].images["t2"], path=broken),

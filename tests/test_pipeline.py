@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from threading import Barrier, Event, Lock, current_thread, main_thread
 from weakref import WeakSet, ref
 
@@ -215,3 +216,21 @@ def test_an_item_that_ended_is_not_held_by_the_record() -> None:
     del done
     for last in found:
         assert first() is None, last
+
+
+def test_a_source_that_has_nothing_yet_holds_up_nothing() -> None:
+    """The next item comes only when the one before it has been written, as of a queue that waits
+    for an answer.
+    """
+    inbox: SimpleQueue[int | None] = SimpleQueue()
+    inbox.put(0)
+    stages = Stages[int, int, int, int](
+        lambda item: 1, lambda item: item, lambda item, read: read, lambda item, made: made
+    )
+    done = []
+    for one in run_pipeline(
+        iter(inbox.get, None), stages, Limits(), ready=lambda: not inbox.empty()
+    ):
+        done.append(one.item)
+        inbox.put(len(done) if len(done) < 5 else None)
+    assert done == [0, 1, 2, 3, 4]

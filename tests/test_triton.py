@@ -19,6 +19,7 @@ from tritonclient.grpc import model_config_pb2
 from export.cli import main as export
 from export.triton import MARK, Served, config, write_repository
 from runtime.backends import BackendOptions, open_backend
+from runtime.case import Case
 from runtime.cli.infer import main as infer
 from runtime.errors import (
     BackendUnavailableError,
@@ -41,6 +42,11 @@ from tests.fake_triton import FakeTriton, read_config, serving
 def repository(tiny_model: Path, tmp_path: Path) -> Path:
     write_repository(ModelDir.open(tiny_model), tmp_path / "repository")
     return tmp_path / "repository"
+
+
+def phantom(folder: Path) -> Case:
+    (written,) = write_phantoms(folder, 1, seed=3, shape=(48, 40, 32))
+    return Case.from_dir(written)
 
 
 def triton(address: str, **more: object) -> BackendOptions:
@@ -117,7 +123,7 @@ def test_what_failed_its_certificate_is_not_served(tiny_model: Path, tmp_path: P
 def test_a_case_through_a_server_is_the_case_here(
     repository: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    (case,) = write_phantoms(tmp_path / "data", 1, seed=3, shape=(48, 40, 32))
+    case = phantom(tmp_path / "data")
     volume, model = load(case), ModelDir.open(tiny_model)
     with closing(open_backend(model, BackendOptions("ort", "cpu", threads=1))) as here:
         expected = Segmenter(here, SegmentOptions(probabilities=True)).segment(volume)
@@ -129,7 +135,7 @@ def test_a_case_through_a_server_is_the_case_here(
             assert there.info.precision == "fp32"
             assert there.info.certificate == "inconclusive"
         assert sum(service.batches) == len(found.plan)
-        assert max(service.batches) == 3
+        assert max(service.batches) == 2 == model.card.inference.batch
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_allclose(
         np.asarray(found.probabilities), np.asarray(expected.probabilities), atol=1e-6
@@ -186,7 +192,7 @@ def test_a_graph_without_certificate_is_refused(repository: Path, tiny_model: Pa
 
 
 def test_a_server_that_fails_is_told(repository: Path, tiny_model: Path, tmp_path: Path) -> None:
-    (case,) = write_phantoms(tmp_path / "data", 1, seed=3, shape=(48, 40, 32))
+    case = phantom(tmp_path / "data")
     model = ModelDir.open(tiny_model)
     with (
         serving(repository) as (service, address),
