@@ -7,6 +7,7 @@ must see the same paths: the cases', the model's and the output folder's.
 import importlib
 import os
 import platform
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ _AT_ONCE: Final = 3
 """Cases of an actor: one is read, one is run, one is written."""
 _RETRIES: Final = 2
 _LOOK_S: Final = 0.2
+_REACH_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _connected(address: str) -> Any:
     options = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     try:
         if address != "auto":
+            _reach(address)
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
             return ray
         try:
@@ -208,6 +211,17 @@ def _connected(address: str) -> Any:
             remedy="start it with ray start --head, or use --ray auto",
         ) from error
     return ray
+
+
+def _reach(address: str) -> None:
+    """See that somebody listens there: Ray would try for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
 
 
 def _actors(ray: Any, work: Work, folder: Path, cluster: Cluster) -> list[Any]:
