@@ -40,9 +40,11 @@ def flags(model: Path, out: Path, backend: str) -> list[str]:
 
 
 def told(out: Path) -> dict[str, bytes]:
-    """Every file by name; of a sidecar all but the times and the run."""
+    """Every file of a case by name; of a sidecar all but the times and the run."""
     found = {}
     for path in out.iterdir():
+        if path.name.startswith("cohort"):
+            continue  # it tells times
         data = path.read_bytes()
         if path.suffix == ".json":
             sidecar = json.loads(data)

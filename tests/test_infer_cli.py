@@ -605,8 +605,10 @@ def test_one_bad_case_does_not_stop_the_others(
     sentence(err, "1 of 3 cases failed", "--resume")
     assert sorted(path.name for path in out.iterdir()) == [
         "A.json", "A_seg.nii.gz", "Z.json", "Z_seg.nii.gz",
+        "cohort.csv", "cohort.html", "cohort.json", "failures.csv",
     ]  # fmt: skip
     assert "X_t2.nii.gz" in err
+    assert "X_t2.nii.gz" in (out / "failures.csv").read_text()
     # Mended, only the one that failed is done.
     before = (out / "A_seg.nii.gz").stat().st_mtime_ns
     image(case_dir, "t2", voxels(3))
@@ -614,6 +616,9 @@ def test_one_bad_case_does_not_stop_the_others(
     assert code == 0
     assert (out / "X_seg.nii.gz").exists()
     assert (out / "A_seg.nii.gz").stat().st_mtime_ns == before
+    assert not (out / "failures.csv").exists()
+    counts = json.loads((out / "cohort.json").read_text())["cases"]
+    assert (counts["done"], counts["kept"], counts["failed"]) == (1, 2, 0)
 
 
 def test_a_folder_of_cases_that_is_also_the_output_is_refused_before_any_work(
@@ -778,6 +783,7 @@ def test_a_file_that_comes_during_a_run_costs_its_case_alone(
     assert foreign.read_bytes() == b"mine"
     assert sorted(path.name for path in out.iterdir()) == [
         "X.json", "X_seg.nii.gz", "Y_seg.nii.gz", "Z.json", "Z_seg.nii.gz",
+        "cohort.csv", "cohort.html", "cohort.json", "failures.csv",
     ]  # fmt: skip
 
 
@@ -833,7 +839,9 @@ def test_the_first_ctrl_c_finishes_what_is_in_hand(
     assert code == 130
     assert len(begun) == 1
     assert "cases in hand are finished" in err
-    (done,) = out.glob("*.json")
+    (done,) = out.glob("[XYZ].json")
+    counts = json.loads((out / "cohort.json").read_text())["cases"]
+    assert (counts["done"], counts["not_begun"]) == (1, 2)
     assert json.loads(done.read_text())["case_id"] in ("X", "Y", "Z")
     assert not list(out.glob(".*"))
     monkeypatch.setattr(Segmenter, "segment", segment)

@@ -12,6 +12,7 @@ from runtime.case import Case, Source
 from runtime.errors import BratsError
 from runtime.nifti import load, load_label_map
 
+COHORT: Final = "cohort.json"
 CHANGING: Final = ("timings_s", "run")
 """What differs between the sidecars of two runs that did the same."""
 
@@ -39,6 +40,9 @@ def torn(folder: Path) -> list[str]:
                 load_label_map(path)
             elif name.endswith(".json"):
                 json.loads(path.read_bytes())
+            elif name.endswith(".csv"):
+                if not path.read_text(encoding="utf-8").endswith("\n"):
+                    found.append(f"{name}: no end")
             elif name.endswith(".png"):
                 with Image.open(path) as picture:
                     picture.load()
@@ -53,10 +57,13 @@ def untrue(folder: Path) -> list[str]:
     """Sidecars that vouch for a file that is not there, or is another one."""
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        sidecar = json.loads(path.read_bytes())
-        output, run = sidecar["output"], sidecar["run"]
-        entries = (output, output.get("probabilities"), run.get("preview"), run.get("report"))
-        for entry in filter(None, entries):
+        told = json.loads(path.read_bytes())
+        if path.name == COHORT:
+            files = [{"file": name, "sha256": sha256} for name, sha256 in told["files"].items()]
+        else:
+            output, run = told["output"], told["run"]
+            files = [output, output.get("probabilities"), run.get("preview"), run.get("report")]
+        for entry in filter(None, files):
             target = folder / entry["file"]
             if not target.is_file():
                 found.append(f"{path.name} vouches for {target.name}, which is not there")
@@ -72,8 +79,8 @@ def meaning(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in names_in(folder):
         data = b"" if name.endswith(".html") else (folder / name).read_bytes()
-        if name.startswith("."):
-            continue
+        if name.startswith((".", "cohort")):
+            continue  # the cohort's own files tell of one run
         if name.endswith(".json"):
             value = json.loads(data)
             found[name] = {key: value[key] for key in value if key not in CHANGING}
