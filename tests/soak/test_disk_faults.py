@@ -67,7 +67,7 @@ def test_the_writer_fails_at_every_step(
     cases: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
     with bar("faults_shim") as figures:
-        figures |= worker("tests.soak.faults", "shim", *cases, tiny_model, tmp_path, times(7, 1))
+        figures |= worker("tests.soak.faults", "shim", *cases, tiny_model, tmp_path, times(13, 1))
         operations = figures["operations"]
         assert operations.keys() >= {"open", "write", "fsync", "replace", "unlink", "close"}
         check(figures)
@@ -92,6 +92,6 @@ def test_the_system_fails_at_every_call(
     if reason := may_trace():
         pytest.skip(reason)
     with bar("faults_strace") as figures:
-        figures |= worker("tests.soak.faults", "strace", *cases, tiny_model, tmp_path, times(7, 1))
+        figures |= worker("tests.soak.faults", "strace", *cases, tiny_model, tmp_path, times(13, 1))
         assert figures["operations"].keys() >= {"openat", "write", "fsync", "rename", "unlink"}
         check(figures)

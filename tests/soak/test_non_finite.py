@@ -88,8 +88,8 @@ def fake(
     def spared(model: Any, wanted: Any, failed: Any) -> Backend | None:
         return None if spare is None else FakeBackend(spare, model.card)
 
-    monkeypatch.setattr("runtime.backends.open_backend", opened)
-    monkeypatch.setattr("runtime.backends.open_spare", spared)
+    monkeypatch.setattr("runtime.work.open_backend", opened)
+    monkeypatch.setattr("runtime.work.open_spare", spared)
 
 
 def stored(rng: np.random.Generator) -> tuple[str, nib.Nifti1Image]:
