@@ -26,6 +26,7 @@ BLOCKS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], str]]]
     "modes": (("scaling: modes",), tables.modes),
     "scaling": (tables.SCALED, tables.scaling),
     "startup": (("imports", "first result"), tables.startup),
+    "cohort": (("a cohort",), tables.cohort),
     "loading": (("loading",), tables.loading),
     "training": (("a training step",), tables.training),
 }

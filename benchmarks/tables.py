@@ -141,6 +141,23 @@ def startup(run: dict[str, Any]) -> str:
     return f"{table(('what', 'median (spread)'), rows)}\n\n{machine(run)}"
 
 
+def cohort(run: dict[str, Any]) -> str:
+    """One by one against the pipeline, the network's share of it, and the forecast."""
+    found = of_question(run, "a cohort")
+    names = ("one by one over pipeline", "network over pipeline", "forecast over pipeline")
+    rows = [
+        [
+            one["network"],
+            str(one["cohort"]),
+            *(_range(one["figures"][name]) for name in names),
+            f"{middle(one['figures']['pipeline']) / one['cohort']:.3f}",
+        ]
+        for one in found
+    ]
+    head = ("network", "cases", *names, "pipeline, s a case")
+    return f"{table(head, rows)}\n\n{subject(found[0])}. {machine(run)}"
+
+
 def _range(found: dict[str, Any]) -> str:
     values, unit = found["values"], "" if found["unit"] == "ratio" else f" {found['unit']}"
     return f"{middle(found):.2f}{unit} ({min(values):.2f}-{max(values):.2f})"

@@ -141,9 +141,21 @@ def _only_writer_of(directory: Path, index: int, count: int) -> Iterator[None]:
 
 
 def _held_file(path: Path) -> int | None:
-    """The descriptor of a file that this process alone holds now; None where another one does."""
+    """The descriptor of a file that this process alone holds now; None where another one does.
+
+    Raises:
+        OutputError: it cannot be opened.
+    """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise OutputError(
+                path,
+                found=error.strerror or type(error).__name__,
+                expected="a file by which this part of the cases is held",
+                remedy="remove it if no run writes there, or check the folder's permissions",
+            ) from error
         if not held(descriptor):
             os.close(descriptor)
             return None

@@ -113,3 +113,36 @@ def test_descriptors_are_given_back(tmp_path: Path) -> None:
             sweep(tmp_path)
     if before:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_parts_of_one_division_are_written_beside_each_other(tmp_path: Path) -> None:
+    with only_writer(tmp_path, (1, 3)), only_writer(tmp_path, (3, 3)):
+        for part in ((1, 3), (3, 3), None, (1, 2), (2, 4)):
+            with pytest.raises(OutputError, match="another process that writes into it"):
+                only_writer(tmp_path, part).__enter__()
+        with only_writer(tmp_path, (2, 3)):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with only_writer(tmp_path):
+        pass
+
+
+def test_no_part_is_written_into_a_folder_that_somebody_has_for_himself(tmp_path: Path) -> None:
+    with only_writer(tmp_path), pytest.raises(OutputError):
+        only_writer(tmp_path, (1, 2)).__enter__()
+
+
+def test_what_the_run_of_a_part_left_when_it_was_killed_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / ".part-1-of-2.lock").touch()
+    (tmp_path / ".part-1-of-8.lock").touch()
+    with only_writer(tmp_path, (1, 2)):
+        assert [path.name for path in tmp_path.iterdir()] == [".part-1-of-2.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_part_s_file_is_a_link_nothing_is_written_through_it(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    (tmp_path / ".part-1-of-2.lock").symlink_to(target)
+    with pytest.raises(OutputError):
+        only_writer(tmp_path, (1, 2)).__enter__()
+    assert not target.exists()
