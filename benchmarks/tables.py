@@ -155,7 +155,7 @@ def cohort(run: dict[str, Any]) -> str:
         for one in found
     ]
     head = ("network", "cases", *names, "pipeline, s a case")
-    return f"{table(head, rows)}\n\n{subject(found[0])}. {machine(run)}"
+    return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
 
 
 def _range(found: dict[str, Any]) -> str:

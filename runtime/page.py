@@ -12,6 +12,8 @@ from runtime.markup import Markup, element, joined
 from runtime.nifti import INTENT_NAME
 from runtime.overlay import LABEL_COLOURS
 
+_LINE: Final = Markup("\n")
+"""As text it would be shown, like everything else that cannot be seen."""
 _POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -36,14 +38,14 @@ def html_page(title: str, sections: Sequence[Markup]) -> str:
         element("title", title),
         element("style", _style()),
     ]
-    page = element("html", element("head", joined(metas, "\n")), "\n", body, lang="en")
+    page = element("html", element("head", joined(metas, "\n")), _LINE, body, lang="en")
     # A file's name may hold bytes that are no text.
     return f"<!doctype html>\n{page}\n".encode(errors="replace").decode()
 
 
 def card(title: str, *content: str) -> Markup:
     """A part of the page with a title of its own."""
-    return element("section", element("h2", title), "\n", joined(content, "\n"), class_="card")
+    return element("section", element("h2", title), _LINE, joined(content, "\n"), class_="card")
 
 
 def heading(kicker: str, title: str, told: Sequence[str]) -> Markup:

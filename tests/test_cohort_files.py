@@ -130,6 +130,7 @@ def test_the_page_shows_what_there_is(tmp_path: Path) -> None:
     assert links == ["no%20tumour_preview.png"]
     assert len(root.all("svg")) == 3
     assert words.count("Research use only") == 2
+    assert "\\n" not in words
 
 
 def test_a_part_without_cases_has_files_too(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_the_page_stands_alone_and_is_well_formed(head: Head, with_truth: bool) 
     assert len(root.all("caption")) == len(root.all("table"))
     assert page.count(DISCLAIMER) == 2
     words = main.words()
+    assert "\\n" not in words
     assert DISCLAIMER in words[:300]
     assert DISCLAIMER in words[-300:]
 
