@@ -7,6 +7,7 @@ must see the same paths: the cases', the model's and the output folder's.
 import importlib
 import os
 import platform
+import signal
 import socket
 import threading
 from collections import deque
@@ -18,7 +19,9 @@ from time import perf_counter
 from typing import Any, Final
 
 from runtime.backends import BackendInfo
+from runtime.bounded import read_json
 from runtime.cohort import Job, Outcome, settings_of
+from runtime.cores import core_limit
 from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
 from runtime.nifti import load
 from runtime.output_plan import is_complete
@@ -30,6 +33,7 @@ from runtime.work import Work
 _AT_ONCE: Final = 3
 """Cases of an actor: one is read, one is run, one is written."""
 _RETRIES: Final = 2
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S: Final = 0.2
 _REACH_S: Final = 10.0
 
@@ -106,11 +110,8 @@ class Segmenting:
         segmenter, work = self._segmenter(), self._work
         info = segmenter.backend.info
         settings = settings_of(info.name, work.options)
-        # An actor that was killed may have finished the case without telling.
-        if is_complete(job.plan, job.case, info.sha256 or "", settings):
-            from runtime.bounded import read_json
-
-            return _Result(read_json(job.plan.sidecar), kept=work.resume)
+        if work.resume and is_complete(job.plan, job.case, info.sha256, settings):
+            return _Result(read_json(job.plan.sidecar), kept=True)
         began = perf_counter()
         volume = load(job.case)
         read = perf_counter()
@@ -193,7 +194,15 @@ def _connected(address: str) -> Any:
             expected="the package ray",
             remedy="install brats-deploy[ray]",
         ) from error
-    options = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "include_dashboard": False,
+        "num_cpus": core_limit() or os.cpu_count(),
+    }
+    # Ray ends the process at SIGTERM; what is in hand is to be finished.
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in _SIGNALS} if in_main else {}
     try:
         if address != "auto":
             _reach(address)
@@ -210,6 +219,9 @@ def _connected(address: str) -> Any:
             expected="one that can be reached",
             remedy="start it with ray start --head, or use --ray auto",
         ) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return ray
 
 
@@ -251,7 +263,15 @@ def _actors(ray: Any, work: Work, folder: Path, cluster: Cluster) -> list[Any]:
 
 def _opened(ray: Any, actors: Sequence[Any]) -> BackendInfo:
     """What the first actor runs on, once all of them can run."""
-    found: list[BackendInfo | BratsError] = ray.get([actor.ready.remote() for actor in actors])
+    try:
+        found: list[BackendInfo | BratsError] = ray.get([actor.ready.remote() for actor in actors])
+    except ray.exceptions.RayError as error:
+        raise BackendUnavailableError(
+            "--ray",
+            found=f"a worker that does not start ({' '.join(str(error).split())[-200:]})",
+            expected="brats-deploy on every machine of the cluster",
+            remedy="install the same version there",
+        ) from error
     infos = []
     for one in found:
         if isinstance(one, BratsError):
@@ -263,7 +283,9 @@ def _opened(ray: Any, actors: Sequence[Any]) -> BackendInfo:
 def _outcome(ray: Any, reference: Any, job: Job, told: Told) -> Outcome:
     try:
         result: _Result = ray.get(reference)
-    except ray.exceptions.RayActorError as error:
+    except ray.exceptions.RayTaskError:
+        raise  # of this program, not of the cluster
+    except ray.exceptions.RayError as error:
         result = _Result(error=ComputeError(
             job.case.case_id,
             found=f"the death of the worker that ran it, {_RETRIES + 1} times "

@@ -1,5 +1,6 @@
 """A cohort as one page of HTML: how many, how fast, how large, and which cases to look at first."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
@@ -105,7 +106,7 @@ def _link(entry: Entry) -> Markup:
     """The case's name, leading to its page or picture where it has one."""
     if not entry.shown:
         return joined([entry.case_id])
-    return element("a", entry.case_id, href=quote(entry.shown))
+    return element("a", entry.case_id, href=quote(os.fsencode(entry.shown)))
 
 
 def _failures(failed: Sequence[Entry]) -> Markup:

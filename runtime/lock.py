@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
+from typing import Final
 
 from runtime.errors import OutputError
 
@@ -34,6 +36,10 @@ def try_lock(descriptor: int, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+_PROBED_S: Final = 1.0
+"""How long a part's file may look held while others see whether its run was killed."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,10 @@ def _only_writer_of(directory: Path, index: int, count: int) -> Iterator[None]:
     """Hold a hidden file for a part; it is removed in the end, and those of killed runs with it."""
     own = directory / f".part-{index}-of-{count}.lock"
     descriptor = _held_file(own)
+    until = monotonic() + _PROBED_S
+    while descriptor is None and monotonic() < until:
+        sleep(0.05)
+        descriptor = _held_file(own)
     if descriptor is None:
         raise _taken(directory)
     try:

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -32,6 +32,7 @@ from runtime.work import Work
 _LIMITS: Final = Limits()
 _AHEAD: Final = _LIMITS.ahead + _LIMITS.writers + 3
 """Cases that a worker is told of and has not ended: enough for its pipeline never to wait."""
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _LOOK_S: Final = 0.2
 """How often a wish to stop is looked for."""
 _TRIES: Final = 3
@@ -64,6 +65,7 @@ class _Worker:
     connection: Connection
     careful: bool = False
     dismissed: bool = False
+    stopped: bool = False
     ready: bool = False
     in_hand: dict[Path, Job] = field(default_factory=dict)
     spent: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -115,8 +117,10 @@ class _Pool:
     told: Told
     workers: list[_Worker] = field(default_factory=list)
     lost: deque[Job] = field(default_factory=deque)
+    again: set[Path] = field(default_factory=set)
     deaths: int = 0
     ready: bool = False
+    stopping: bool = False
     before: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def start(self, work: Work, careful: bool = False) -> None:
@@ -124,7 +128,8 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, work, self.folder), daemon=True)
-        process.start()
+        with _ignored():
+            process.start()
         theirs.close()
         self.workers.append(_Worker(work, process, ours, careful))
 
@@ -146,11 +151,12 @@ class _Pool:
 
     def stop(self) -> None:
         """Let every worker finish what it runs, and begin nothing more."""
+        self.stopping = True
         self.waiting.clear()
         self.lost.clear()
         for worker in self.workers:
-            if not worker.dismissed:
-                worker.dismissed = True
+            if not worker.stopped:
+                worker.stopped = worker.dismissed = True
                 self._send(worker, "stop")
 
     def heard(self, worker: _Worker) -> Iterator[Outcome]:
@@ -172,7 +178,7 @@ class _Pool:
             key, sidecar, error, kept, worker.spent = parts
             job = worker.in_hand.pop(key)
             self._clock()
-            yield Outcome(job.case, job.plan, sidecar, error, kept and not job.plan.overwrite)
+            yield Outcome(job.case, job.plan, sidecar, error, kept and key not in self.again)
         elif kind == "finished":
             self._forget(worker)
             worker.process.join()
@@ -186,6 +192,8 @@ class _Pool:
         self._forget(worker)
         with suppress(BratsError):
             sweep(self.folder)
+        if self.stopping:
+            return  # what it had in hand counts as not begun
         self.deaths += not worker.ready
         if self.deaths >= _TRIES:
             raise ComputeError(
@@ -201,6 +209,7 @@ class _Pool:
         if jobs:
             self.told.note(f"a process died ({why}); its cases are run again one by one", None)
         # What it wrote of a case and could not tell any more is ours to replace.
+        self.again.update(job.plan.sidecar for job in jobs)
         self.lost.extend(replace(job, plan=replace(job.plan, overwrite=True)) for job in jobs)
         if self.lost or self.waiting:
             self.start(worker.work, careful=bool(self.lost))
@@ -236,6 +245,20 @@ class _Pool:
                 worker.process.join()
 
 
+@contextmanager
+def _ignored() -> Iterator[None]:
+    """Let a process that is started be deaf to the terminal's Ctrl-C from its first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _sum(
     a: tuple[float, float, float], b: tuple[float, float, float]
 ) -> tuple[float, float, float]:
@@ -254,7 +277,7 @@ def _killer(case: Case, why: str) -> ComputeError:
 def _serve(connection: Connection, work: Work, folder: Path) -> None:
     """A worker's life: open, segment what it is told of, say what became of it."""
     # A person's Ctrl-C reaches every process of the terminal; the first one says what is done.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     from runtime.cli.console import rest_idle_threads
 

@@ -137,3 +137,13 @@ def test_a_part_without_cases_has_files_too(tmp_path: Path) -> None:
     _, told = written(tmp_path, Record(0))
     assert told["cases"]["all"] == 0
     assert told["volumes_ml"] == {} == told["results"]
+
+
+def test_a_name_that_is_no_text_does_not_cost_the_whole_cohort_its_files(tmp_path: Path) -> None:
+    name = "a\udcff"
+    record = Record(1)
+    told = sidecar(wt=0, tc=0, et=0, run={"preview": {"file": f"{name}_preview.png"}})
+    record.add(Outcome(Case(name, {}), None, told))  # type: ignore[arg-type]
+    names, _ = written(tmp_path, record)
+    (link,) = tree_of(names.page.read_text()).all("a")
+    assert link.attributes["href"] == "a%FF_preview.png"

@@ -888,3 +888,51 @@ def test_little_memory_takes_one_case_at_a_time(
     monkeypatch.setattr(runtime.cohort, "save", saved)
     assert infer(tmp_path / "data", "--memory", "1MB")[0] == 0
     assert most == [1]
+
+
+def test_parts_take_every_case_once_and_an_empty_one_is_none_the_worse(
+    infer: Any, case_dir: Path, tmp_path: Path
+) -> None:
+    two_more(case_dir)
+    for part in ("1/4", "2/4", "3/4"):
+        code, _, out = infer(tmp_path / "data", "--part", part)
+        assert code == 0
+    assert sorted(path.name for path in out.glob("*_seg.nii.gz")) == [
+        "X_seg.nii.gz", "Y_seg.nii.gz", "Z_seg.nii.gz",
+    ]  # fmt: skip
+    assert infer(tmp_path / "data", "--part", "4/4")[0] == 0
+    assert infer(tmp_path / "data", "--part", "4/4", "--budget", "100s")[0] == 0
+    told = json.loads((out / "cohort-4-of-4.json").read_text())
+    assert told["cases"]["all"] == 0
+    assert not list(out.glob(".*"))
+
+
+def test_the_only_case_of_a_part_says_why_it_failed(
+    infer: Any, case_dir: Path, tmp_path: Path
+) -> None:
+    two_more(case_dir)
+    truncated(case_dir)
+    code, err, _ = infer(tmp_path / "data", "--part", "1/3")
+    assert code == 6
+    assert "X_t2.nii.gz" in err
+    assert "1 of 1 cases failed" in err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--device", "cpu,"),
+        ("--device", "cpu,cpu", "--budget", "5s"),
+        ("--device", "cpu,cpu", "--ray", "auto"),
+        ("--ray", "auto", "--memory", "4GB"),
+        ("--workers", "2"),
+        ("--ray", "auto", "--workers", "0"),
+    ],
+)
+def test_flags_of_cohorts_that_do_not_go_together(
+    infer: Any, case_dir: Path, flags: tuple[str, ...]
+) -> None:
+    code, err, out = infer(case_dir, *flags)
+    assert code == 2
+    assert flags[0] in err or flags[2] in err
+    assert not out.exists()

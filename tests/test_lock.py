@@ -5,19 +5,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from runtime.atomic import open_atomic, sweep, write_text
 from runtime.errors import OutputError
-from runtime.lock import only_writer
+from runtime.lock import only_writer, try_lock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
 
 HOLD = """
 import sys
 from pathlib import Path
-from runtime.lock import only_writer
+from runtime.lock import only_writer, try_lock
 from runtime.atomic import open_atomic
 with only_writer(Path(sys.argv[1])), open_atomic(Path(sys.argv[1]) / "X.json") as file:
     file.write(b"half")
@@ -146,3 +147,14 @@ def test_where_a_part_s_file_is_a_link_nothing_is_written_through_it(tmp_path: P
     with pytest.raises(OutputError):
         only_writer(tmp_path, (1, 2)).__enter__()
     assert not target.exists()
+
+
+def test_a_part_waits_for_those_who_only_look_whether_its_run_was_killed(tmp_path: Path) -> None:
+    own = tmp_path / ".part-1-of-2.lock"
+    descriptor = os.open(own, os.O_RDWR | os.O_CREAT)
+    assert try_lock(descriptor)
+    looked = Timer(0.2, lambda: (own.unlink(), os.close(descriptor)))
+    looked.start()
+    with only_writer(tmp_path, (1, 2)):
+        assert own.exists()
+    looked.join()

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from runtime.cohort import Job, Outcome, claim, segment_cases
 from runtime.errors import BackendUnavailableError, InputError, NonFiniteError
 from runtime.output_plan import OutputOptions
 from runtime.phantom import write_phantoms
-from runtime.processes import Told, segment_in_processes
+from runtime.processes import Told, _ignored, _Pool, _Worker, segment_in_processes
 from runtime.work import Work
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and /proc are needed")
@@ -189,3 +190,31 @@ def test_the_command_on_two_devices(data: Path, tiny_model: Path, tmp_path: Path
     assert main([str(data), *flags, "--device", "cpu,cpu", "--resume"]) == 0
     told = json.loads((out / "cohort.json").read_text())
     assert (told["cases"]["done"], told["cases"]["kept"]) == (0, 6)
+
+
+def test_a_wish_to_stop_reaches_those_who_have_been_told_of_all_cases(
+    work: Work, tmp_path: Path
+) -> None:
+    sent: list[object] = []
+
+    class Line:
+        def send(self, message: object) -> None:
+            sent.append(message)
+
+    pool = _Pool(deque(), tmp_path, Told())
+    pool.workers.append(_Worker(work, None, Line(), dismissed=True))  # type: ignore[arg-type]
+    pool.stop()
+    pool.stop()
+    assert sent == ["stop"]
+
+
+def test_processes_are_started_deaf_to_ctrl_c_and_this_one_is_not() -> None:
+    def mine(number: int, frame: object) -> None: ...
+
+    before = signal.signal(signal.SIGINT, mine)
+    try:
+        with _ignored():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == mine
+    finally:
+        signal.signal(signal.SIGINT, before)

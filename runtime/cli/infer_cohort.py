@@ -80,6 +80,13 @@ def check_cohort_flags(options: "InferArgs") -> None:
             "choose a --quality for them",
         ),
         (
+            options.memory is not None and options.ray is not None,
+            "--memory",
+            "--ray as well",
+            "one of them: the cluster's machines have memory of their own",
+            "drop --memory, or take fewer --workers",
+        ),
+        (
             options.workers is not None and options.ray is None,
             "--workers",
             "no --ray",

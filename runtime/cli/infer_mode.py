@@ -117,7 +117,7 @@ def how_to_run(
     )
     if _own_terms(options):
         return work, None
-    if options.budget is None:
+    if options.budget is None or not cases:
         return _in_mode(work, mode_of(model, options.quality or "exact")), None
     choice = _in_time(options.budget, model, cases, wanted, segmenting, view)
     # What is done in a better mode than the budget has chosen need not be done again.

@@ -51,7 +51,7 @@ def segment(
     count = len(cases) + len(problems)
     several = count > 1 or options.part is not None
     pace = Pace(count)
-    view = InferLog(pace) if options.log_json else InferView(console, pace)
+    view = InferLog(pace) if options.log_json else InferView(console, pace, several)
     model = find_model(options.model)
     if options.model is None and model.path == BUILT_IN:
         view.note(
@@ -110,6 +110,8 @@ def segment(
                 wall_s=round(pace.wall_s, 3),
                 busy={name: round(part, 4) for name, part in pace.busy().items()},
             )
+            folder.check()
+            check_places(names)
             write_cohort(names, record, facts)
             view.finished(names.table, names.page)
     if len(record.entries) < count:  # nothing but a wish to stop leaves cases out

@@ -36,10 +36,11 @@ _MEANINGS = {
 class InferView:
     """A live view on a terminal, plain lines elsewhere, nothing where the console is quiet."""
 
-    def __init__(self, console: Console, pace: Pace) -> None:
+    def __init__(self, console: Console, pace: Pace, several: bool) -> None:
         self._console = console
         self._pace = pace
         self._cases = pace.total
+        self._several = several
         self._count = 0
         self._table = Table(title="Predictions", title_justify="left")
         self._table.add_column("case", overflow="fold")
@@ -162,7 +163,7 @@ class InferView:
 
     def _tell_error(self, text: str) -> None:
         """Errors are told even where everything else is quiet."""
-        if self._cases == 1:
+        if not self._several:
             return  # The command ends with that very error.
         loud = Console(stderr=True) if self._console.quiet else self._console
         loud.print(text, style="red", markup=False, soft_wrap=True)
