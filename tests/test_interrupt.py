@@ -14,6 +14,7 @@ import pytest
 
 import runtime.backends.tensorrt_library
 from runtime.backends.cupy_device import cupy_ops
+from runtime.backends.loading import interrupted_later
 from runtime.backends.tensorrt_library import load_tensorrt
 from runtime.errors import interrupted
 from runtime.labels import MODALITIES
@@ -217,3 +218,25 @@ def test_what_is_behind_an_error_is_found_however_deep() -> None:
     loop.__context__ = other = OSError()
     other.__context__ = loop
     assert not interrupted(loop)
+
+
+def interrupted_block(done: list[str], error: Exception | None) -> None:
+    with interrupted_later():
+        os.kill(os.getpid(), signal.SIGINT)
+        done.append("whole")
+        if error is not None:
+            raise error
+
+
+@pytest.mark.parametrize("error", [None, ImportError("of a library that was interrupted")])
+def test_an_interrupt_in_a_block_that_must_not_be_interrupted_comes_after_it(
+    error: Exception | None,
+) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_block(done, error)
+    assert done == ["whole"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with interrupted_later():
+        done.append("undisturbed")
+    assert len(done) == 2

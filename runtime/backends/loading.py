@@ -1,5 +1,7 @@
 """Import what a backend is made of: its library is here only once it is wanted."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -30,6 +32,28 @@ def require(module: str, name: str) -> None:
 
 
 @contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Keep Ctrl-C waiting until the block has ended: a C++ library that is interrupted while it is
+    initialised may end the process.
+
+    Raises:
+        KeyboardInterrupt: after the block, if Ctrl-C came in it.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
+
+
+@contextmanager
 def loading(module: str, name: str) -> Iterator[None]:
     """Around the import of what imports a library; for ``module`` and ``name`` see `require`.
 
@@ -38,7 +62,8 @@ def loading(module: str, name: str) -> Iterator[None]:
         KeyboardInterrupt: also where the library made an error of its own of it.
     """
     try:
-        yield
+        with interrupted_later():
+            yield
     except MemoryError:
         raise
     except Exception as error:  # whatever a package of other people may raise
