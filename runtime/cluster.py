@@ -171,6 +171,8 @@ def segment_on_ray(
             while free and waiting and not stopping():
                 actor, job = free.popleft(), waiting.popleft()
                 pending[actor.segment.remote(job)] = actor, job
+            if not pending:
+                break  # the wish to stop came between the two lines above
             done, _ = ray.wait(list(pending), timeout=_LOOK_S)
             for reference in done:
                 actor, job = pending.pop(reference)
@@ -182,7 +184,7 @@ def segment_on_ray(
 
 def _connected(address: str) -> Any:
     """Ray, connected."""
-    # It tells every process of its own what it does about usage statistics, and reports them.
+    # Otherwise it reports how it is used, and takes the GPUs from processes that reserve none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:

@@ -5,9 +5,7 @@
 names the hashes of the others.
 """
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from math import isfinite
@@ -20,7 +18,7 @@ from runtime.cohort_record import STAGES, STRUCTURES, Entry, Record, spread, to_
 from runtime.errors import UsageError
 from runtime.model_dir import sha256_of
 from runtime.nifti import INTENT_NAME
-from runtime.printable import cell
+from runtime.printable import cell, csv_text
 
 _SCHEMA: Final = 1
 _KIND: Final = "cohort of predictions"
@@ -118,7 +116,7 @@ def write_cohort(names: Names, record: Record, facts: Facts) -> None:
         names.page: cohort_page(record, told),
     }
     if failed:
-        pages[names.failures] = _csv(_FAILURES, map(_failure, failed))
+        pages[names.failures] = csv_text(_FAILURES, map(_failure, failed))
     contents = {path: text.encode() for path, text in pages.items()}
     told["files"] = {path.name: sha256_of(data) for path, data in contents.items()}
     with together() as files, together() as last:
@@ -215,7 +213,7 @@ def _table(results: Sequence[Entry], failed: Sequence[Entry]) -> str:
     ]
     empty = ("",) * (len(_COLUMNS) - 3)
     rows += [(cell(entry.case_id), entry.status, *empty, _why(entry)) for entry in failed]
-    return _csv(_COLUMNS, rows)
+    return csv_text(_COLUMNS, rows)
 
 
 def _why(entry: Entry) -> str:
@@ -232,11 +230,3 @@ def _parts(entry: Entry) -> tuple[str, ...]:
         return (entry.case_id, "", "", "", "", "")
     told = (error.where, error.found, error.expected, error.remedy)
     return (entry.case_id, type(error).__name__, *told)
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()

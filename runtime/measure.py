@@ -4,8 +4,6 @@ Everything is measured on the array turned to the patient's axes, so that the or
 file changes no figure, not even in its last digit.
 """
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +29,7 @@ from runtime.planes import (
     stack_of,
     to_lps,
 )
+from runtime.printable import csv_text
 from runtime.surface import Mask, Spacing, bounding_box
 from runtime.volumes import voxel_ml
 
@@ -110,7 +109,9 @@ class Measurements:
 
     def to_csv(self) -> str:
         """A row per structure; what cannot be said is left empty."""
-        return _csv(list(_COLUMNS), [list(_row(one).values()) for one in self.structures.values()])
+        return csv_text(
+            list(_COLUMNS), [list(_row(one).values()) for one in self.structures.values()]
+        )
 
     def profiles_to_csv(self) -> str:
         """A row per plane and slice, counted from 1 as in the report: areas in mm2."""
@@ -119,7 +120,7 @@ class Measurements:
             for plane, of in self.profiles.items()
             for index in range(len(next(iter(of.values()))))
         ]
-        return _csv(["plane", "slice", *(f"{name}_mm2" for name in STRUCTURES)], rows)
+        return csv_text(["plane", "slice", *(f"{name}_mm2" for name in STRUCTURES)], rows)
 
     def to_text(self) -> str:
         """The structures as a table for people, then the brain's volume."""
@@ -243,11 +244,3 @@ def _cells(structure: Structure) -> list[str]:
         "-" if value is None else format(value, form)
         for value, (_, form) in zip(asdict(structure).values(), _COLUMNS.values(), strict=True)
     ]
-
-
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()

@@ -1,6 +1,9 @@
 """Text from outside, as one line that a terminal, a log or a page can show."""
 
+import csv
+import io
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 # Control, format (which turn the direction of writing, or hide), half of a surrogate pair (a byte
@@ -33,3 +36,12 @@ def cell(text: str) -> str:
     """
     shown = printable(text)
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table as CSV with line feeds; texts in it are to be those of `cell`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()

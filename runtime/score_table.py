@@ -1,7 +1,5 @@
 """An evaluation as tables for a terminal, as CSV, as JSON."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +12,7 @@ from runtime.atomic import write_text
 from runtime.evaluate import Evaluation
 from runtime.labels import REGIONS
 from runtime.metrics import SCORED, Missing, Profile
-from runtime.printable import cell, printable
+from runtime.printable import cell, csv_text, printable
 from runtime.summary import BOOTSTRAP
 
 TITLES: Final[Mapping[str, tuple[str, int]]] = {
@@ -96,18 +94,16 @@ def write_csv(path: Path, evaluation: Evaluation) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     metrics = evaluation.profile.metrics
-    writer.writerow(("case", "region", "predicted", *metrics))
+    rows = []
     for case_id, scores in evaluation.cases.items():
         predicted = "no" if case_id in evaluation.missing else "yes"
         for name in SCORED:
             figures = scores[name].figures()
             cells = (figures.get(metric) for metric in metrics)
             row = ("" if figure is None else f"{figure:.6g}" for figure in cells)
-            writer.writerow((cell(case_id), name, predicted, *row))
-    write_text(path, text.getvalue())
+            rows.append((cell(case_id), name, predicted, *row))
+    write_text(path, csv_text(("case", "region", "predicted", *metrics), rows))
 
 
 def write_json(path: Path, evaluation: Evaluation) -> None:
