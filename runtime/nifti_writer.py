@@ -68,7 +68,8 @@ def _write(
         header.set_intent("none", (), name=mark)
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
-    raw = header.binaryblock + b"\0\0\0\0" + voxels.tobytes(order="F")
+    # Voxels that lie in file order already are copied once.
+    raw = b"".join((header.binaryblock, b"\0\0\0\0", np.ascontiguousarray(voxels.T).data))
     data = (
         igzip.compress(raw, compresslevel=GZIP_LEVEL, mtime=0) if path.name.endswith(".gz") else raw
     )
