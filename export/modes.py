@@ -18,7 +18,8 @@ from runtime.labels import REGIONS, regions_from_labels
 from runtime.metrics import PROFILES, dice
 from runtime.model_dir import ONNX_INT8, sha256_of
 from runtime.modes import EXACT, Mode, options_of
-from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from runtime.segmented import Prediction
+from runtime.segmenter import Segmenter, SegmentOptions
 
 PROPOSED: Final = (Mode("balanced", box=True), Mode("fast", precision="int8", box=True))
 """What is certified where nothing else is asked for."""

@@ -18,7 +18,8 @@ from runtime.labels import LabelMap, regions_from_labels
 from runtime.metrics import PROFILES, dice
 from runtime.model_card import ModelCard
 from runtime.nifti import Volume
-from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from runtime.segmented import Prediction
+from runtime.segmenter import Segmenter, SegmentOptions
 
 PARITY_SCHEMA: Final = 1
 Verdict = Literal["pass", "fail", "inconclusive"]

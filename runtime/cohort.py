@@ -1,4 +1,6 @@
-"""Segment one case after another; others are read and written while the network runs."""
+"""Segment one case after another; others are read, prepared, finished and written while the network
+runs.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,11 +17,12 @@ from runtime.case import Case
 from runtime.errors import BratsError, ComputeError, InputError, OutputError, UsageError
 from runtime.lock import Held, only_writer
 from runtime.memory import Room
-from runtime.nifti import Volume, load, promised_bytes
+from runtime.nifti import load, promised_sizes
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.pipeline import Clock, Limits, Stages, run_pipeline
 from runtime.prediction import Look, save
-from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from runtime.segmented import Ran, Ready
+from runtime.segmenter import Segmenter, SegmentOptions
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
@@ -148,9 +151,9 @@ def settings_of(backend: str, options: SegmentOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Read:
-    """A case, and the seconds that reading it took."""
+    """A case that waits for the network, and the seconds that reading it took."""
 
-    volume: Volume
+    ready: Ready
     seconds: float
 
 
@@ -166,7 +169,8 @@ def segment_cases(
 ) -> Iterator[Outcome]:
     """Segment and save; a bad case does not stop the others.
 
-    While the network runs on one case the next ones are read and the last ones are written.
+    While the network runs on one case the next ones are read, and prepared where the host does
+    that, and the last ones are finished and written.
 
     Args:
         jobs: from `plan_jobs`; taken one by one, as they are needed.
@@ -193,24 +197,30 @@ def segment_cases(
         if how.resume and any(is_complete(job.plan, job.case, *one) for one in known):
             return _Kept(read_json(job.plan.sidecar))
         start = perf_counter()
-        return _Read(load(job.case), perf_counter() - start)
+        volume = load(job.case)
+        seconds = perf_counter() - start
+        return _Read(segmenter.ready(volume), seconds)
 
-    def run(job: Job, found: _Read | _Kept) -> tuple[Prediction, float] | _Kept:
+    def run(job: Job, found: _Read | _Kept) -> tuple[Ran, float] | _Kept:
         if isinstance(found, _Kept):
             return found
         progress = how.progress
         tell = None if progress is None else partial(progress, job.case)
-        made = segmenter.segment(found.volume, tell), found.seconds
+        made = segmenter.run(found.ready, tell), found.seconds
         if how.room is not None:
-            how.room.ran(_cost(job))
+            how.room.ran(cost(job))
         return made
 
-    def write(job: Job, made: tuple[Prediction, float] | _Kept) -> _Kept | dict[str, Any]:
+    def write(job: Job, made: tuple[Ran, float] | _Kept) -> _Kept | dict[str, Any]:
         if isinstance(made, _Kept):
             return made
-        return save(made[0], job.plan, settings, made[1], how.look, how.held)
+        prediction = segmenter.finish(made[0])
+        return save(prediction, job.plan, settings, made[1], how.look, how.held)
 
-    stages = Stages(_cost, read, run, write)
+    card = segmenter.backend.card
+    floats = len(card.modalities) + len(card.labels) if segmenter.backend.ops.on_host else 0
+    cost = partial(_cost, floats=floats)
+    stages = Stages(cost, read, run, write)
     limits = how.limits if how.room is None else replace(how.limits, room=how.room)
     for done in run_pipeline(jobs, stages, limits, clock, how.stopping, how.ready):
         job, error = done.item, done.error
@@ -229,12 +239,16 @@ def segment_cases(
         yield Outcome(job.case, job.plan, error=told)
 
 
-def _cost(job: Job) -> int:
-    """Bytes of a case from its reading to its writing: its voxels, and a label map twice."""
+def _cost(job: Job, floats: int) -> int:
+    """Bytes of a case from its reading to its writing, at most: its voxels, a label map twice, and
+    as many float32 of each voxel as the host holds before and after the network.
+    """
     try:
-        return promised_bytes(job.case) * 3 // 2
+        sizes = promised_sizes(job.case)
     except InputError:
         return 0  # it will be told when it is read
+    voxels = sum(count for count, _ in sizes) // max(1, len(job.case.images))
+    return sum(count * size for count, size in sizes) * 3 // 2 + 4 * floats * voxels
 
 
 def _too_large(case: Case, error: MemoryError) -> ComputeError:

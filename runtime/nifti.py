@@ -112,13 +112,14 @@ def load(case: Case, workers: int = 4) -> Volume:
     return Volume(case, images, grids[0][1])
 
 
-def promised_bytes(case: Case) -> int:
-    """Bytes that `load` will keep of a case, by its headers.
+def promised_sizes(case: Case) -> list[tuple[int, int]]:
+    """How many voxels `load` will keep of each file of a case, by its header, and the bytes of
+    each.
 
     Raises:
         InputError: a file cannot be opened, or its header is of no use.
     """
-    return sum(promised_size(path) for path in {source.path for source in case.images.values()})
+    return [promised_size(path) for path in {source.path for source in case.images.values()}]
 
 
 def read_image(source: Source) -> tuple[Image, Grid]:

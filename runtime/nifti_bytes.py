@@ -122,14 +122,14 @@ def stored_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def promised_size(path: Path) -> int:
-    """Bytes of the voxels that a file's header promises.
+def promised_size(path: Path) -> tuple[int, int]:
+    """How many voxels a file's header promises, and the bytes of each.
 
     Raises:
         InputError: as for `stored_digest`.
     """
     with _opened(path) as (_, _, header, _):
-        return math.prod(header.shape) * header.dtype.itemsize
+        return math.prod(header.shape), header.dtype.itemsize
 
 
 @contextmanager

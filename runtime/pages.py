@@ -8,7 +8,7 @@ from runtime.case import Case
 from runtime.errors import InputError
 from runtime.labels import Convention
 from runtime.prediction import Look, Pages
-from runtime.segmenter import Prediction
+from runtime.segmented import Prediction
 
 Note = Callable[[str, Case], None]
 """note(text, case): something worth knowing that is no error."""

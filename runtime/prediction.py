@@ -17,7 +17,7 @@ from runtime.model_dir import sha256_of
 from runtime.nifti_writer import Write, write_label_map, write_probabilities
 from runtime.output_plan import OutputPlan, check_places, input_entry
 from runtime.ownership import SIDECAR_SCHEMA, owner_of, written_by, written_of
-from runtime.segmenter import Prediction
+from runtime.segmented import Prediction
 from runtime.volumes import volumes_ml
 
 

@@ -14,7 +14,7 @@ from runtime.page import card, heading, html_page, notice
 from runtime.planes import PLANES
 from runtime.report_chart import area_chart, chart_legend
 from runtime.report_slices import KeySlices, key_slices
-from runtime.segmenter import Prediction
+from runtime.segmented import Prediction
 
 _MEANINGS: Final[Mapping[str, str]] = {
     "WT": "whole tumour",

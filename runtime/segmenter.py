@@ -1,20 +1,26 @@
-"""Segment a whole case: prepare, plan windows, run them through a backend, stitch, paste back."""
+"""Segment a whole case: prepare, plan windows, run them through a backend, stitch, paste back.
+
+In three steps, `Segmenter.ready`, `Segmenter.run` and `Segmenter.finish`, of which only the middle
+one needs the backend: what the host does before and after it may be done by other threads for other
+cases meanwhile.
+"""
 
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
-from runtime.backends import Backend, BackendInfo, check_window
+from runtime.backends import Backend, check_window
 from runtime.errors import NonFiniteError
-from runtime.labels import LabelMap
-from runtime.model_card import ModelCard, Shape3
+from runtime.model_card import Shape3
 from runtime.nifti import Volume
 from runtime.ops import Array, Mark
 from runtime.postprocess import postprocess
-from runtime.preprocess import Prepared, prepare
+from runtime.preprocess import BoxPlacement, Prepared, prepare
+from runtime.segmented import Prediction, Ran, Ready, Stitched, Timings
 from runtime.windows import Patch, Placement, Stitcher, WindowPlan, importance_map, plan_windows
 
 Progress = Callable[[int, int], None]
@@ -51,66 +57,11 @@ class SegmentOptions:
     quality: str = ""
 
 
-@dataclass(frozen=True)
-class Timings:
-    """Seconds per stage of one case in the order of the device's work; `network` is the backend's
-    time without fill and take.
-    """
-
-    prepare: float
-    bind: float
-    gather: float
-    network: float
-    stitch: float
-    finish: float
-
-
-@dataclass(frozen=True)
-class Stitched:
-    """What was made of the box of a prepared case beside its labels.
-
-    Attributes:
-        probabilities: float32 (classes, x, y, z), blended, on the ops' device; None unless asked
-            for.
-        plan: the windows.
-        timings: seconds per stage, without `prepare`.
-    """
-
-    probabilities: Array | None
-    plan: WindowPlan
-    timings: Timings
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A segmented case.
-
-    Attributes:
-        labels: uint8 (X, Y, Z) in file order, values of `labels.Label`.
-        probabilities: float32 (X, Y, Z, classes) in file order, background 1 outside the box;
-            None unless asked for.
-        volume: what was segmented.
-        card: the model's contract.
-        backend: what really executed.
-        plan: the windows.
-        timings: seconds per stage.
-        warnings: what a person should know.
-    """
-
-    labels: LabelMap
-    probabilities: npt.NDArray[np.float32] | None
-    volume: Volume
-    card: ModelCard
-    backend: BackendInfo
-    plan: WindowPlan
-    timings: Timings
-    warnings: tuple[str, ...]
-
-
 class Segmenter:
     """Segments one case after another with one backend.
 
-    The backend is borrowed: whoever opened it closes it. Not for use by two threads at once.
+    The backend is borrowed: whoever opened it closes it. Only one thread may `run`, `stitch` or
+    `segment` at a time; others may meanwhile make cases `ready` and `finish` them.
     """
 
     def __init__(
@@ -157,8 +108,28 @@ class Segmenter:
             ComputeError: the network fails, or returns a value that is not finite and there is no
                 spare backend.
         """
+        return self.finish(self.run(self.ready(volume), progress))
+
+    def ready(self, volume: Volume) -> Ready:
+        """Do what can be done of a case before the backend's turn.
+
+        Raises:
+            InputError: the case does not suit the model; see `preprocess.prepare`.
+        """
+        return self._prepared(volume) if self.backend.ops.on_host else Ready(volume)
+
+    def run(self, ready: Ready, progress: Progress | None = None) -> Ran:
+        """Run the windows of a case.
+
+        Args:
+            ready: from `ready`.
+            progress: as for `segment`.
+
+        Raises:
+            InputError, ComputeError: as for `segment`.
+        """
         try:
-            return self._segment(volume, progress)
+            return self._run(ready, progress)
         except NonFiniteError as error:
             spare = self._spare() if self._spare is not None else None
             if spare is None:
@@ -167,44 +138,73 @@ class Segmenter:
             reason = f"{failed.name} {failed.precision} gave {error.found}"
         # Outside of the handler: the error's traceback holds the failed run's arrays.
         with closing(spare):
-            prediction = Segmenter(spare, self.options)._segment(volume, progress)
+            again = Segmenter(spare, self.options)
+            ran = again._labelled(again._run(Ready(ready.volume), progress))
         return replace(
-            prediction,
-            backend=replace(prediction.backend, fell_back_from=reason),
-            warnings=(*prediction.warnings, f"{reason}; run again in fp32"),
+            ran,
+            backend=replace(ran.backend, fell_back_from=reason),
+            warnings=(*ran.warnings, f"{reason}; run again in fp32"),
         )
 
-    def _segment(self, volume: Volume, progress: Progress | None) -> Prediction:
-        ops, card = self.backend.ops, self.backend.card
-        start = ops.mark()
-        prepared = prepare(volume, card, ops, self.patch, self.options.force_spacing)
-        ready = ops.mark()
-        full = ops.zeros(prepared.placement.file_shape, np.uint8, fortran=True)
-        stitched = self.stitch(
-            prepared, prepared.placement.boxed(full), progress, volume.case.case_id
-        )
-        stitched_mark = ops.mark()
-        labels = ops.download(full)
+    def finish(self, ran: Ran) -> Prediction:
+        """Make the label map of what `run` gave."""
+        ran = self._labelled(ran)
+        assert isinstance(ran.result, tuple)
+        labels, probabilities = ran.result
+        start = perf_counter()
         if self.options.postprocess:
-            labels = postprocess(labels, card.postprocess, volume.grid.spacing)
-        probabilities = None
-        if stitched.probabilities is not None:
-            probabilities = self._pasted(prepared, stitched.probabilities)
-        timings = replace(
-            stitched.timings,
-            prepare=ops.seconds(start, ready),
-            finish=stitched.timings.finish + ops.seconds(stitched_mark, ops.mark()),
-        )
+            rule = self.backend.card.postprocess
+            labels = postprocess(labels, rule, ran.volume.grid.spacing)
+        timings = replace(ran.timings, finish=ran.timings.finish + perf_counter() - start)
         return Prediction(
             labels=labels,
             probabilities=probabilities,
-            volume=volume,
-            card=card,
-            backend=self.backend.info,
-            plan=stitched.plan,
+            volume=ran.volume,
+            card=self.backend.card,
+            backend=ran.backend,
+            plan=ran.plan,
             timings=timings,
-            warnings=prepared.warnings,
+            warnings=ran.warnings,
         )
+
+    def _prepared(self, volume: Volume) -> Ready:
+        ops = self.backend.ops
+        start = ops.mark()
+        prepared = prepare(volume, self.backend.card, ops, self.patch, self.options.force_spacing)
+        return Ready(volume, prepared, ops.seconds(start, ops.mark()))
+
+    def _run(self, ready: Ready, progress: Progress | None) -> Ran:
+        if ready.prepared is None:
+            ready = self._prepared(ready.volume)
+        prepared = ready.prepared
+        assert prepared is not None
+        stitcher, plan, timings = self._windows(prepared, progress, ready.volume.case.case_id)
+        ran = Ran(
+            volume=ready.volume,
+            placement=prepared.placement,
+            backend=self.backend.info,
+            plan=plan,
+            timings=replace(timings, prepare=ready.seconds),
+            warnings=prepared.warnings,
+            result=stitcher,
+        )
+        return ran if self.backend.ops.on_host else self._labelled(ran)
+
+    def _labelled(self, ran: Ran) -> Ran:
+        """With the label map in the place of the sums it is made of."""
+        if not isinstance(ran.result, Stitcher):
+            return ran
+        ops = self.backend.ops
+        start = ops.mark()
+        full = ops.zeros(ran.placement.file_shape, np.uint8, fortran=True)
+        ran.result.labels(ran.placement.boxed(full))
+        labels = ops.download(full)
+        probabilities = None
+        if self.options.probabilities:
+            probabilities = _pasted(ran.placement, ops.download(ran.result.probabilities()))
+        seconds = ran.timings.finish + ops.seconds(start, ops.mark())
+        timings = replace(ran.timings, finish=seconds)
+        return replace(ran, timings=timings, result=(labels, probabilities))
 
     def stitch(
         self,
@@ -227,6 +227,22 @@ class Segmenter:
         Raises:
             ComputeError: the network fails or returns a value that is not finite.
         """
+        stitcher, plan, timings = self._windows(prepared, progress, case_id, limit)
+        ops = self.backend.ops
+        start = ops.mark()
+        stitcher.labels(labels)
+        blended = stitcher.probabilities() if self.options.probabilities else None
+        seconds = timings.finish + ops.seconds(start, ops.mark())
+        return Stitched(blended, plan, replace(timings, finish=seconds))
+
+    def _windows(
+        self,
+        prepared: Prepared,
+        progress: Progress | None,
+        case_id: str | None,
+        limit: int | None = None,
+    ) -> tuple[Stitcher, WindowPlan, Timings]:
+        """Run the windows of a prepared case and add them up; see `stitch`."""
         ops, card = self.backend.ops, self.backend.card
         start = ops.mark()
         plan, importance = self._plan(prepared.placement.shape)
@@ -255,9 +271,6 @@ class Segmenter:
             raise NonFiniteError.counted(
                 non_finite, case_id or self.backend.info.name, self.backend.info.precision
             )
-        stitcher.labels(labels)
-        blended = stitcher.probabilities() if self.options.probabilities else None
-        done = ops.mark()
         gather = sum(ops.seconds(*pair) for pair in gathers)
         stitch = sum(ops.seconds(*pair) for pair in stitches)
         timings = Timings(
@@ -266,9 +279,9 @@ class Segmenter:
             gather=gather,
             network=ops.seconds(bound, ran) - gather - stitch,
             stitch=stitch,
-            finish=ops.seconds(ran, done),
+            finish=0.0,
         )
-        return Stitched(blended, plan, timings)
+        return stitcher, plan, timings
 
     def _plan(self, shape: Shape3) -> tuple[WindowPlan, Array]:
         """The windows of a box, and the importance of a window's voxels."""
@@ -283,10 +296,10 @@ class Segmenter:
             self._importance,
         )
 
-    def _pasted(self, prepared: Prepared, blended: Array) -> npt.NDArray[np.float32]:
-        placement = prepared.placement
-        host = self.backend.ops.download(blended)
-        full = np.zeros((*placement.file_shape, len(host)), np.float32, order="F")
-        full[..., 0] = 1.0
-        placement.boxed(full)[...] = np.moveaxis(placement.inner(host), 0, -1)
-        return full
+
+def _pasted(placement: BoxPlacement, blended: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities (classes, x, y, z) of the box as a volume (X, Y, Z, classes) in file order."""
+    full = np.zeros((*placement.file_shape, len(blended)), np.float32, order="F")
+    full[..., 0] = 1.0
+    placement.boxed(full)[...] = np.moveaxis(placement.inner(blended), 0, -1)
+    return full

@@ -827,14 +827,14 @@ def test_the_first_ctrl_c_finishes_what_is_in_hand(
     infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_more(case_dir)
-    segment, begun = Segmenter.segment, []
+    run, begun = Segmenter.run, []
 
     def interrupted(*given: Any) -> Any:
         begun.append(given)
         os.kill(os.getpid(), signal.SIGINT)
-        return segment(*given)
+        return run(*given)
 
-    monkeypatch.setattr(Segmenter, "segment", interrupted)
+    monkeypatch.setattr(Segmenter, "run", interrupted)
     code, err, out = infer(tmp_path / "data")
     assert code == 130
     assert len(begun) == 1
@@ -844,7 +844,7 @@ def test_the_first_ctrl_c_finishes_what_is_in_hand(
     assert (counts["done"], counts["not_begun"]) == (1, 2)
     assert json.loads(done.read_text())["case_id"] in ("X", "Y", "Z")
     assert not list(out.glob(".*"))
-    monkeypatch.setattr(Segmenter, "segment", segment)
+    monkeypatch.setattr(Segmenter, "run", run)
     code, err, _ = infer(tmp_path / "data", "--resume")
     assert code == 0
     assert err.count("already done") == 1
@@ -861,7 +861,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(Segmenter, "segment", interrupted)
+    monkeypatch.setattr(Segmenter, "run", interrupted)
     code, err, out = infer(tmp_path / "data")
     assert code == 130
     assert "Traceback" not in err

@@ -4,6 +4,7 @@ and the layout; sums of short integers are exact; no thread outlives its ops.
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
@@ -188,3 +189,25 @@ def test_threads_end_with_their_ops() -> None:
     assert threading.active_count() == before
     assert three.extent([voxels]) == (slice(0, 4),) * 3
     three.close()
+
+
+def test_threads_are_shared_by_all_that_call() -> None:
+    """As a cohort's readers and writers do; each has its own result."""
+    before = threading.active_count()
+    ops, rng = NumpyOps(3), np.random.default_rng(0)
+    totals = [rng.integers(-3, 4, (4, 9, 35, 7)).astype(np.float32) for _ in range(64)]
+    most = 0
+
+    def largest(total: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        nonlocal most
+        out = np.empty(total.shape[1:], np.uint8)
+        ops.argmax(total, out)
+        most = max(most, threading.active_count())
+        return out
+
+    with ThreadPoolExecutor(8) as callers:
+        found = list(callers.map(largest, totals))
+    for total, out in zip(totals, found, strict=True):
+        np.testing.assert_array_equal(out, total.argmax(axis=0))
+    assert most <= before + 8 + 2
+    ops.close()

@@ -28,7 +28,7 @@ from runtime.nifti_writer import write_label_map
 from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
 from runtime.prediction import Pages, save
 from runtime.report import html_report
-from runtime.segmenter import Prediction, Timings
+from runtime.segmented import Prediction, Timings
 from runtime.windows import plan_windows
 
 WriteCase = Callable[..., Path]

@@ -20,7 +20,7 @@ from runtime.phantom import Enhancement, phantom_case
 from runtime.planes import PLANES, lps_spacing, to_lps
 from runtime.prediction import save
 from runtime.report import html_report
-from runtime.segmenter import Prediction, Timings
+from runtime.segmented import Prediction, Timings
 from runtime.windows import plan_windows
 from tests.heads import stored_as, volume_of
 from tests.pages import png_of, table_of, tree_of

@@ -14,7 +14,7 @@ from runtime.metrics import SCORED, Scores, score_case
 from runtime.model_card import PostprocessRule
 from runtime.postprocess import postprocess
 from runtime.preview import preview
-from runtime.segmenter import Prediction
+from runtime.segmented import Prediction
 from runtime.summary import summarise, to_json
 from runtime.truth import load_truth
 from train.checkpoint import load_checkpoint, restore_weights, save_checkpoint

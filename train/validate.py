@@ -13,7 +13,8 @@ from runtime.labels import REGIONS, Label, LabelMap
 from runtime.metrics import PROFILES, SCORED, dice, mask_of
 from runtime.model_card import ModelCard
 from runtime.ops import Array
-from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from runtime.segmented import Prediction
+from runtime.segmenter import Segmenter, SegmentOptions
 from train.backend import TorchBackend
 from train.device import Compute
 

@@ -20,7 +20,8 @@ from runtime.model_dir import ModelDir
 from runtime.nifti import load
 from runtime.output_plan import OutputOptions, OutputPlan, plan_output
 from runtime.prediction import save
-from runtime.segmenter import Prediction, Segmenter, SegmentOptions
+from runtime.segmented import Prediction
+from runtime.segmenter import Segmenter, SegmentOptions
 from runtime.truth import load_truth
 
 _LOG = logging.getLogger("brats-app")

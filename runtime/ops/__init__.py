@@ -34,7 +34,13 @@ class ArrayOps(Protocol):
     code path serves every device; whatever reads or writes voxels is a method. A device works its
     methods off in order on one stream and need not be done when a method returns; what a method
     returns to the host (`download`, `extent`, `statistics`, `seconds`) is complete.
+
+    Attributes:
+        on_host: whether the device is the host; its methods may then be called by several threads
+            at a time, on arrays of their own.
     """
+
+    on_host: bool
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """Copy a contiguous host array (C or Fortran order, which is kept) to the device; the array

@@ -47,6 +47,8 @@ class CupyOps:
     an event. Not for use by two threads at once.
     """
 
+    on_host = False
+
     def __init__(self, device: int = 0) -> None:
         """
         Args:

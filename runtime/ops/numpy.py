@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import wait
 from functools import partial
 from itertools import pairwise, product
+from threading import Lock
 from time import perf_counter
 from typing import Any, Final, TypeVar
 
@@ -38,6 +39,8 @@ class NumpyOps:
     the object.
     """
 
+    on_host = True
+
     def __init__(self, threads: int | None = 1) -> None:
         """
         Args:
@@ -46,22 +49,24 @@ class NumpyOps:
         """
         self._threads = min(threads or len(_cores()), _MOST_THREADS)
         self._pool: Threads | None = None
+        self._lock = Lock()
 
     def close(self) -> None:
         """End the threads; the next call would start new ones."""
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = None
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
     def _shared(self, size: int, work: Callable[[int, int], _T]) -> list[_T]:
         """work(first, last) over parts of ``size``, one per thread, in order."""
         count = min(self._threads, size)
         if count <= 1:
             return [work(0, size)]
-        if self._pool is None:
-            self._pool = Threads(self._threads - 1, "brats-numpy")
         parts = list(pairwise(size * part // count for part in range(count + 1)))
-        others = [self._pool.submit(partial(work, *part)) for part in parts[1:]]
+        with self._lock:
+            pool = self._pool = self._pool or Threads(self._threads - 1, "brats-numpy")
+        others = [pool.submit(partial(work, *part)) for part in parts[1:]]
         try:
             first = work(*parts[0])
         finally:

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from runtime.nifti import Volume
+from runtime.segmented import Ready
 from tests.soak.forks import end_of, fork_infer, warm
 from tests.soak.outputs import leftovers, meaning, names_in, torn, untrue
 
@@ -30,14 +30,14 @@ def note_calls(log: Path) -> None:
     """Write down, before the work, each case that the segmenter is given."""
     from runtime.segmenter import Segmenter
 
-    attempt = Segmenter.segment
+    attempt = Segmenter.run
 
-    def segment(self: Segmenter, volume: Volume, *rest: Any, **more: Any) -> Any:
+    def run(self: Segmenter, ready: Ready, *rest: Any, **more: Any) -> Any:
         with log.open("a") as file:
-            file.write(volume.case.case_id + "\n")
-        return attempt(self, volume, *rest, **more)
+            file.write(ready.volume.case.case_id + "\n")
+        return attempt(self, ready, *rest, **more)
 
-    Segmenter.segment = segment  # type: ignore[method-assign]
+    Segmenter.run = run  # type: ignore[method-assign]
 
 
 @dataclass
