@@ -219,7 +219,11 @@ def segment_cases(
 
     card = segmenter.backend.card
     floats = len(card.modalities) + len(card.labels) if segmenter.backend.ops.on_host else 0
-    cost = partial(_cost, floats=floats)
+
+    def cost(job: Job) -> int:
+        # It opens every file, for which there is no need where nothing is counted.
+        return 0 if how.room is None else _cost(job, floats)
+
     stages = Stages(cost, read, run, write)
     limits = how.limits if how.room is None else replace(how.limits, room=how.room)
     for done in run_pipeline(jobs, stages, limits, clock, how.stopping, how.ready):

@@ -28,15 +28,16 @@ class Limits:
 
     Attributes:
         readers, writers: threads, 1 or more each.
-        ahead: items that may be read, or being read, before the middle stage needs them; beside
-            them one is run, and one more than there are writers is written or waits for that.
+        ahead: items that may be read, or being read, before the middle stage needs them: one more
+            than there are readers, so that one lies ready whenever it is free. Beside them one is
+            run, and one more than there are writers is written or waits for that.
         room: asked before an item is taken in hand: bytes that those in hand may take together.
             One item is taken however large it is.
     """
 
     readers: int = 2
     writers: int = 1
-    ahead: int = 2
+    ahead: int = 3
     room: Callable[[], float] = lambda: inf
 
 

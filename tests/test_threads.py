@@ -77,6 +77,81 @@ def test_an_error_is_told_where_the_result_is_asked_for(few: Few, count: int) ->
             bad.result()
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 9])
+def test_what_is_shared_is_done_once_and_in_order(few: Few, count: int) -> None:
+    done: list[int] = []
+
+    def work(number: int) -> int:
+        time.sleep(0.002)
+        done.append(number)
+        return number * number
+
+    few(count)
+    with Threads(3) as threads:
+        works = [partial(work, number) for number in range(20)]
+        assert threads.share(works) == [number * number for number in range(20)]
+    assert sorted(done) == list(range(20))
+
+
+def test_who_shares_does_not_wait_for_the_work_of_others() -> None:
+    held, freed = threading.Event(), threading.Event()
+    with Threads(1) as threads:
+
+        def other() -> None:
+            held.set()
+            freed.wait(20)
+
+        threads.submit(other)
+        assert held.wait(20)
+        # The only thread is taken: all of it is done here.
+        here = threading.get_ident()
+        assert threads.share([threading.get_ident] * 3) == [here] * 3
+        freed.set()
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_when_shared_work_fails_none_is_at_work_any_more(bad: int) -> None:
+    working = [0]
+    lock = threading.Lock()
+
+    def work(number: int) -> int:
+        with lock:
+            working[0] += 1
+        try:
+            time.sleep(0.01)
+            if number == bad:
+                raise MemoryError(str(number))
+            return number
+        finally:
+            with lock:
+                working[0] -= 1
+
+    with Threads(2) as threads:
+        with pytest.raises(MemoryError, match=str(bad)):
+            threads.share([partial(work, number) for number in range(3)])
+        assert working == [0]
+
+
+def test_a_wish_to_stop_leaves_shared_work_undone() -> None:
+    done: list[int] = []
+    held, freed = threading.Event(), threading.Event()
+
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    def other() -> None:
+        held.set()
+        freed.wait(20)
+
+    with Threads(1) as threads:
+        threads.submit(other)
+        assert held.wait(20)
+        with pytest.raises(KeyboardInterrupt):
+            threads.share([stopped, partial(done.append, 1)])
+        freed.set()
+    assert done == []
+
+
 def test_after_the_end_nothing_is_taken() -> None:
     threads = Threads(1)
     threads.close()

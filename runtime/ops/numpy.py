@@ -6,7 +6,6 @@ the interpreter lock. No bit of a result depends on the number of threads.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
 from functools import partial
 from itertools import pairwise, product
 from threading import Lock
@@ -66,13 +65,8 @@ class NumpyOps:
         parts = list(pairwise(size * part // count for part in range(count + 1)))
         with self._lock:
             pool = self._pool = self._pool or Threads(self._threads - 1, "brats-numpy")
-        others = [pool.submit(partial(work, *part)) for part in parts[1:]]
-        try:
-            first = work(*parts[0])
-        finally:
-            # Nobody writes to the caller's arrays once this has returned, or raised.
-            wait(others)
-        return [first, *(other.result() for other in others)]
+        # Nobody writes to the caller's arrays once this has returned, or raised.
+        return pool.share([partial(work, *part) for part in parts])
 
     def upload(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array
