@@ -1,63 +1,65 @@
-"""How many cases an hour: predicted for other machines from the stages of a run on one.
+"""How many cases an hour: predicted for other machines from one run.
 
-Every stage of a case takes time of a core or of a GPU, and stages overlap as `runtime.pipeline`
-lets them; so a cohort goes as fast as the resource that is used up first:
-
-- on GPUs, each case takes a GPU for its network and cores for all else;
-- on a CPU, each case takes cores for everything, and its network takes them one case at a time.
-
-What is measured is one run: seconds of reading and writing, which take one core each, and of the
-network and what lies around it in the device's own thread. Nothing is fitted.
+A case takes seconds of the thread that owns a device, one case at a time, and seconds of the
+machine's cores, in that thread and in those that read, prepare, finish and write other cases
+meanwhile (`runtime.pipeline`). So a cohort goes as fast as what is used up first, the devices or
+the cores. Both are measured in one run, none is fitted: more devices and more cores are taken to be
+as good as those that were there.
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_DEVICE_STAGES = ("bind", "gather", "network", "stitch")
-_HOST_STAGES = ("prepare", "finish")
+from runtime.errors import BratsError, InputError
+
+_WINDOWS = ("bind", "gather", "network", "stitch")
+_AROUND = ("prepare", "finish")
+_DISK = ("load", "save")
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one case.
+    """Of one case.
 
     Attributes:
-        read, write: of a core, in other threads than the network's.
-        host: of a core, in the network's thread: before and after the network.
-        device: in the network's thread, while the device works.
-        cores: that ``device`` keeps busy: those of the network on a CPU, about 0 beside a GPU.
+        device: seconds of the thread that owns the device.
+        cores: core seconds in all.
     """
 
-    read: float
-    write: float
-    host: float
     device: float
     cores: float
 
     @classmethod
-    def of(cls, seconds: Mapping[str, Mapping[str, float]], threads: int, on_gpu: bool) -> "Costs":
-        """Of the file of a cohort.
+    def of(cls, record: Mapping[str, Any], threads: int) -> "Costs":
+        """Of the JSON file of a cohort.
 
         Args:
-            seconds: as its JSON has them, by stage; the means are taken, as costs add up.
-            threads: CPU threads of the run.
-            on_gpu: whether the network ran on a GPU.
+            record: its content.
+            threads: CPU threads of its network, for a file that does not say what the cores did:
+                one of a cluster.
+
+        Raises:
+            ValueError: it holds no case that was segmented in that run.
         """
-
-        def mean(*stages: str) -> float:
-            return sum(seconds[stage]["mean"] for stage in stages if stage in seconds)
-
-        return cls(
-            mean("load"),
-            mean("save"),
-            mean(*_HOST_STAGES),
-            mean(*_DEVICE_STAGES),
-            0.0 if on_gpu else float(threads),
-        )
+        done = record["cases"]["done"]
+        if not done:
+            raise ValueError("no case that was segmented in that run")
+        seconds = {stage: spread["mean"] for stage, spread in record["seconds"].items()}
+        backends = [one["backend"] for one in record["results"].values() if one["status"] == "done"]
+        # What a GPU runs, it prepares as well; a served network is prepared for by its client.
+        on_gpu = backends[0]["device"].startswith("cuda")
+        device = _sum(seconds, _WINDOWS + (_AROUND if on_gpu else ()))
+        worked = record.get("cpu_s")
+        if worked is not None:
+            return cls(device, worked / done)
+        busy = 1 if on_gpu or backends[0]["name"] == "triton" else threads
+        rest = _sum(seconds, _DISK + (() if on_gpu else _AROUND))
+        return cls(device, device * busy + rest)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Forecast:
 
     Attributes:
         cases_per_hour: of a long cohort.
-        bound: what is used up: "network" or "cores".
+        bound: what is used up: "device" or "cores".
     """
 
     cases_per_hour: float
@@ -81,48 +83,86 @@ def forecast(costs: Costs, cores: int, devices: int = 1) -> Forecast:
         cores: of the machine.
         devices: that run networks beside each other.
     """
-    in_thread = costs.host + costs.device
-    core_seconds = costs.read + costs.write + costs.host + costs.device * costs.cores
-    by_network, by_cores = devices / in_thread, cores / core_seconds
-    bound = "network" if by_network <= by_cores else "cores"
-    return Forecast(3600 * min(by_network, by_cores), bound)
+    by_device, by_cores = devices / costs.device, cores / costs.cores
+    bound = "device" if by_device <= by_cores else "cores"
+    return Forecast(3600 * min(by_device, by_cores), bound)
 
 
-def told(record: Mapping[str, Any]) -> float | None:
-    """Cases an hour that a run has done; None where it says nothing."""
-    rate = record.get("cases_per_min")
-    return None if rate is None else 60 * float(rate)
+def table(costs: Costs, cores: list[int], devices: list[int]) -> str:
+    """Markdown: cases an hour, one row for each number of cores."""
+    lines = [
+        "| cores | " + " | ".join(f"{count} x device" for count in devices) + " |",
+        "| --- |" + " --- |" * len(devices),
+    ]
+    for count in cores:
+        found = [forecast(costs, count, one) for one in devices]
+        cells = [f"{one.cases_per_hour:.0f} ({one.bound})" for one in found]
+        lines.append(f"| {count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
-def main() -> None:
+def main() -> int:
     """Print what a cohort's own file says of other machines.
 
-    python -m benchmarks.throughput OUT/cohort.json --threads 2 --cores 2,8,16,32 --devices 1,2,4,8
+    python -m benchmarks.throughput OUT/cohort.json --cores 2,8,16,32 --devices 1,2,4,8
     """
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.throughput",
+        description="Print how many cases an hour other machines would do, from a cohort's file.",
+    )
     parser.add_argument("record", type=Path, help="cohort.json of a run")
-    parser.add_argument("--threads", type=int, required=True, help="CPU threads of that run")
     parser.add_argument("--cores", type=_numbers, default=[2, 4, 8, 16, 32, 64])
     parser.add_argument("--devices", type=_numbers, default=[1, 2, 4, 8])
+    parser.add_argument(
+        "--threads", type=_number, default=4, help="CPU threads of a worker, for a run on Ray"
+    )
     given = parser.parse_args()
-    record = json.loads(given.record.read_text())
-    devices = {result["backend"]["device"] for result in record["results"].values()}
-    costs = Costs.of(record["seconds"], given.threads, any(one != "cpu" for one in devices))
-    rate = told(record)
-    print(f"one case: {costs}")
-    if rate is not None:
-        print(f"that run: {rate:.0f} cases an hour")
-    print("| cores | " + " | ".join(f"{count} x {'device'}" for count in given.devices) + " |")
-    print("| --- |" + " --- |" * len(given.devices))
-    for cores in given.cores:
-        found = [forecast(costs, cores, count) for count in given.devices]
-        cells = [f"{one.cases_per_hour:.0f} ({one.bound})" for one in found]
-        print(f"| {cores} | " + " | ".join(cells) + " |")
+    try:
+        record, costs = _read(given.record, given.threads)
+    except BratsError as error:
+        print(f"throughput: {error}", file=sys.stderr)
+        return error.exit_code
+    rate = record["cases_per_min"]
+    print(f"one case: {costs.device:.3f} s of the device, {costs.cores:.3f} s of a core")
+    print(f"that run: {60 * rate:.0f} cases an hour\n")
+    print(table(costs, given.cores, given.devices))
+    return 0
+
+
+def _read(path: Path, threads: int) -> tuple[dict[str, Any], Costs]:
+    try:
+        record = json.loads(path.read_text())
+        return record, Costs.of(record, threads)
+    except OSError as error:
+        found = (error.strerror or str(error)).lower()
+    except KeyError as error:
+        found = f"no {error} in it"
+    except (TypeError, AttributeError):
+        found = "JSON of something else"
+    except ValueError as error:
+        found = str(error)
+    raise InputError(
+        path,
+        found=found,
+        expected="the cohort.json of a run of brats-infer that segmented a case or more",
+        remedy="name one, of a run without --resume or with cases that were still to be done",
+    )
+
+
+def _sum(seconds: Mapping[str, float], stages: tuple[str, ...]) -> float:
+    return sum(seconds.get(stage, 0.0) for stage in stages)
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    return [_number(part) for part in text.split(",")]
+
+
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

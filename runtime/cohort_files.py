@@ -72,12 +72,15 @@ class Facts:
         settings: the options that shape the results.
         wall_s: seconds since the first case was begun.
         busy: part of that time in which readers, the network and writers were at work, per thread.
+        cpu_s: core seconds of this process and those it has begun; None where a cluster did the
+            work.
     """
 
     model: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     wall_s: float = 0.0
     busy: Mapping[str, float] = field(default_factory=dict)
+    cpu_s: float | None = None
 
 
 def check_places(names: Names) -> None:

@@ -1,5 +1,6 @@
 """How far a cohort is, how fast it goes, and what it waits for."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -7,6 +8,12 @@ from typing import Any
 
 from runtime.cohort import Outcome
 from runtime.pipeline import Clock, Limits
+
+
+def core_seconds() -> float:
+    """What this process has taken of the cores so far, and those that it began and that ended."""
+    taken = os.times()
+    return taken.user + taken.system + taken.children_user + taken.children_system
 
 
 @dataclass
@@ -18,6 +25,7 @@ class Pace:
         clock: how long each stage has been at work.
         limits: how many threads of a process read and write.
         processes: how many there are.
+        now, worked: seconds of the wall and of the cores.
         done, kept, failed: cases that have ended so.
     """
 
@@ -26,16 +34,17 @@ class Pace:
     limits: Limits = field(default_factory=Limits)
     processes: int = 1
     now: Callable[[], float] = perf_counter
+    worked: Callable[[], float] = core_seconds
     done: int = 0
     kept: int = 0
     failed: int = 0
 
     def __post_init__(self) -> None:
-        self._begun = self.now()
+        self._begun, self._worked = self.now(), self.worked()
 
     def restart(self) -> None:
         """Begin to count time anew: loading a model is no part of the pace."""
-        self._begun = self.now()
+        self._begun, self._worked = self.now(), self.worked()
         self.clock.restart()
 
     def ended(self, outcome: Outcome) -> None:
@@ -60,6 +69,11 @@ class Pace:
     def wall_s(self) -> float:
         """Seconds since the start."""
         return self.now() - self._begun
+
+    @property
+    def cpu_s(self) -> float:
+        """Core seconds since the start; those of other processes once they have ended."""
+        return self.worked() - self._worked
 
     @property
     def per_minute(self) -> float | None:

@@ -109,6 +109,7 @@ def segment(
                 settings=settings_of(ran[0].name, work.options),
                 wall_s=round(pace.wall_s, 3),
                 busy={name: round(part, 4) for name, part in pace.busy().items()},
+                cpu_s=round(pace.cpu_s, 3) if options.ray is None else None,
             )
             folder.check()
             check_places(names)
