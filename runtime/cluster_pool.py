@@ -84,7 +84,7 @@ class Pool:
 
     @property
     def busy(self) -> bool:
-        """Whether a case is in hand or left, or no worker has opened yet: that is told in any case."""
+        """Whether a case is in hand or left, or no worker has opened yet, which is told too."""
         in_hand = any(isinstance(what, Job) for _, what in self._asked.values())
         return in_hand or self._wanted
 
