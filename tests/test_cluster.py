@@ -14,14 +14,11 @@ pytest.importorskip("ray", reason="ray is in the extra ray")
 from runtime.backends import BackendOptions
 from runtime.case import Case, find_cases
 from runtime.cluster import Cluster, segment_on_ray
-from runtime.cluster_actor import Segmenting
 from runtime.cohort import Job, Outcome, claim, segment_cases
 from runtime.errors import (
     BackendUnavailableError,
     ComputeError,
     InputError,
-    OutputError,
-    ParityError,
 )
 from runtime.output_plan import OutputOptions
 from runtime.phantom import write_phantoms
@@ -228,10 +225,3 @@ def test_a_cluster_that_is_not_there(data: Path, work: Work, tmp_path: Path) -> 
         pytest.raises(BackendUnavailableError, match="no cluster"),
     ):
         list(segment_on_ray(jobs, work, tmp_path / "out", nowhere))
-
-
-def test_an_actor_gives_errors_back(work: Work, tmp_path: Path) -> None:
-    """Without Ray: what it would wrap comes back as it is."""
-    assert isinstance(Segmenting(work, tmp_path / "none").ready(), OutputError)
-    other = replace(work, backend=replace(work.backend, precision="int8"))
-    assert isinstance(Segmenting(other, tmp_path).ready(), InputError | ParityError)
