@@ -11,6 +11,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from runtime.cluster_actor import Segmenting
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
 from runtime.cores import core_limit
-from runtime.errors import BackendUnavailableError
+from runtime.errors import BackendUnavailableError, BratsError
 from runtime.processes import Told
 from runtime.work import Work
 
@@ -84,8 +85,9 @@ def segment_on_ray(
                     break
             pool.feed()
             yield from pool.heard()
-        if pool.died:
-            sweep(folder)  # nobody writes any more
+        if pool.died:  # nobody writes any more
+            with suppress(BratsError):
+                sweep(folder)
     finally:
         ray.shutdown()
 
