@@ -138,7 +138,8 @@ def config(served: Served, card: ModelCard, hashes: Mapping[str, str]) -> str:
 
 def _served(model: ModelDir, name: str) -> Iterator[Served]:
     for file, precision in _GRAPHS.items():
-        if file in model.hashes and model.verdict(file) != "fail":
+        failed = model.verdict(file) == "fail" or model.refused(file, "ort")
+        if file in model.hashes and not failed:
             graph = onnx.load_model_from_string(model.read(file)).graph
             yield Served(
                 name if precision == "fp32" else f"{name}_{precision}",
@@ -155,8 +156,8 @@ def _served(model: ModelDir, name: str) -> Iterator[Served]:
         key, capability = record.key, record.key.gpu.compute_capability
         served = f"{name}_trt_{key.precision}_sm{capability.replace('.', '')}"
         # A server's requests are linear and of any size, and it has no backend for TensorRT-RTX.
-        linear = key.input_layout == "linear" and not key.profile.static
-        fits = linear and key.flavour == "tensorrt"
+        any_size = key.profile.min_batch == 1 and not key.profile.static
+        fits = any_size and key.input_layout == "linear" and key.flavour == "tensorrt"
         if not fits or served in taken or model.verdict(key.plan) == "fail":
             continue
         taken.add(served)

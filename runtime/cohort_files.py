@@ -2,7 +2,7 @@
 
 ``cohort.csv`` and ``cohort.json`` hold every case; ``failures.csv`` is there where some failed;
 ``cohort.html`` shows the distribution and what to look at first. ``cohort.json`` comes last and
-names the hashes of the others.
+names the hashes of the others, and of what else is in it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,22 +13,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime import DISCLAIMER, __version__
-from runtime.atomic import as_json, remove, together, unwritable
+from runtime.atomic import as_json, remove, together
 from runtime.cohort_record import STAGES, STRUCTURES, Entry, Record, spread, to_look_at
-from runtime.errors import UsageError
 from runtime.model_dir import sha256_of
-from runtime.nifti import INTENT_NAME
 from runtime.printable import cell, csv_text
 
 _SCHEMA: Final = 1
 _KIND: Final = "cohort of predictions"
-_COLUMNS: Final = (
+COLUMNS: Final = (
     "case_id", "status", "labels", *(f"{name}_ml" for name in STRUCTURES),
     *(f"{stage}_s" for stage in STAGES), "total_s", "backend", "device", "precision", "warnings",
 )  # fmt: skip
-_FAILURES: Final = ("case_id", "kind", "where", "found", "expected", "remedy")
-_OPENING: Final = f'{{\n  "schema": {_SCHEMA},\n  "kind": "{_KIND}",'.encode()
-_MARK: Final = b'<meta name="generator" content="' + INTENT_NAME.encode()
+FAILURES: Final = ("case_id", "kind", "where", "found", "expected", "remedy")
+OPENING: Final = f'{{\n  "schema": {_SCHEMA},\n  "kind": "{_KIND}",'.encode()
 
 
 @dataclass(frozen=True)
@@ -83,25 +80,9 @@ class Facts:
     cpu_s: float | None = None
 
 
-def check_places(names: Names) -> None:
-    """Look at what lies where the files are to go, before hours are spent.
-
-    Raises:
-        UsageError: a file is there that is not one of these.
-        OutputError: it cannot be looked at.
-    """
-    for path in names.all():
-        try:
-            ours = not path.exists() or (path.is_file() and _is_ours(path))
-        except OSError as error:
-            raise unwritable(path, error) from error
-        if not ours:
-            raise UsageError(
-                path,
-                found="a file that brats-infer did not write",
-                expected="that name free for the cohort's own files",
-                remedy="move it away, or choose another folder with -o",
-            )
+def seal_of(told: Mapping[str, Any]) -> str:
+    """The hash by which a record vouches for itself, of all that is in it beside."""
+    return sha256_of(as_json(told))
 
 
 def write_cohort(names: Names, record: Record, facts: Facts) -> None:
@@ -119,9 +100,10 @@ def write_cohort(names: Names, record: Record, facts: Facts) -> None:
         names.page: cohort_page(record, told),
     }
     if failed:
-        pages[names.failures] = csv_text(_FAILURES, map(_failure, failed))
+        pages[names.failures] = csv_text(FAILURES, map(_failure, failed))
     contents = {path: text.encode() for path, text in pages.items()}
     told["files"] = {path.name: sha256_of(data) for path, data in contents.items()}
+    told["sha256"] = seal_of(told)
     with together() as files, together() as last:
         for path, data in contents.items():
             files.write(path, data)
@@ -132,17 +114,6 @@ def write_cohort(names: Names, record: Record, facts: Facts) -> None:
             remove(names.failures)
         files.place()
         last.place()
-
-
-def _is_ours(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(1024)
-    if path.suffix == ".json":
-        return start.startswith(_OPENING)
-    if path.suffix == ".html":
-        return _MARK in start
-    columns = _FAILURES if path.name.startswith("failures") else _COLUMNS
-    return start.startswith(",".join(columns).encode() + b"\n")
 
 
 def _told(
@@ -172,7 +143,7 @@ def _told(
             {"case_id": reason.case.case_id, "why": reason.text} for reason in to_look_at(results)
         ],
         "results": {entry.case_id: _result(entry) for entry in results},
-        "failures": [dict(zip(_FAILURES, _parts(entry), strict=True)) for entry in failed],
+        "failures": [dict(zip(FAILURES, _parts(entry), strict=True)) for entry in failed],
     }
 
 
@@ -214,9 +185,9 @@ def _table(results: Sequence[Entry], failed: Sequence[Entry]) -> str:
         )
         for entry in results
     ]
-    empty = ("",) * (len(_COLUMNS) - 3)
+    empty = ("",) * (len(COLUMNS) - 3)
     rows += [(cell(entry.case_id), entry.status, *empty, _why(entry)) for entry in failed]
-    return csv_text(_COLUMNS, rows)
+    return csv_text(COLUMNS, rows)
 
 
 def _why(entry: Entry) -> str:

@@ -28,12 +28,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         batches: windows of each request so far.
         failing: text of the error that every inference ends in; empty for none.
         ready: whether its models are.
+        on: where it runs them, as a server says once it has chosen.
+        spoiling: whether every probability it gives is NaN.
     """
 
     def __init__(self, repository: Path) -> None:
         self.batches: list[int] = []
         self.failing = ""
         self.ready = True
+        self.on = "KIND_GPU"
+        self.spoiling = False
         self.configs: dict[str, Any] = {}
         self.sessions: dict[str, Any] = {}
         for folder in sorted(repository.iterdir()):
@@ -49,8 +53,17 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         ready = self.ready and request.name in self.configs
         return service_pb2.ModelReadyResponse(ready=ready)
 
+    def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        answer = service_pb2.RepositoryIndexResponse()
+        for name in self.configs:
+            answer.models.add(name=name, version="1", state="READY" if self.ready else "LOADING")
+        return answer
+
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return service_pb2.ModelConfigResponse(config=self._config(request.name, context))
+        answer = service_pb2.ModelConfigResponse(config=self._config(request.name, context))
+        kind = model_config_pb2.ModelInstanceGroup.Kind.Value(self.on)
+        answer.config.instance_group.add(name=f"{request.name}_0", kind=kind, count=1)
+        return answer
 
     def ModelMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         config = self._config(request.name, context)
@@ -69,8 +82,13 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         windows = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(tensor.shape)
         if len(windows) > config.max_batch_size:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "batch above max_batch_size")
+        (told,) = config.input
+        if any(d not in (-1, n) for d, n in zip(told.dims, windows.shape[1:], strict=True)):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input")
         self.batches.append(len(windows))
         (found,) = self.sessions[config.name].run([wanted.name], {tensor.name: windows})
+        if self.spoiling:
+            found = np.full_like(found, np.nan)
         answer = service_pb2.ModelInferResponse(model_name=config.name)
         answer.outputs.add(name=wanted.name, datatype="FP32", shape=found.shape)
         answer.raw_output_contents.append(found.tobytes())

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from export.build import GRAPHS
 from export.emulate import EmulatedBackend, EmulatedGraph
 from export.engine import build_engine
 from export.trace import set_card
+from export.triton import write_repository
 from runtime.backends import Backend, BackendInfo, BackendOptions, open_backend
 from runtime.backends.cupy_device import cupy_ops
 from runtime.backends.driver import cuda_devices, gpu
@@ -72,7 +74,7 @@ def truth_of(network: UNet3D, windows: Floats) -> npt.NDArray[np.float64]:
 @dataclass(frozen=True)
 class Kind:
     """A backend, and what it runs on: "cpu", the "fake" GPU of tests/fake_gpu.py, or "cuda", the
-    real one.
+    real one. That of "triton" is the server in this process of tests/fake_triton.py.
     """
 
     name: str
@@ -90,7 +92,7 @@ ON_GPU = [("ort", "fp32", "linear"), ("ort", "fp16", "linear"), ("trt", "fp32", 
     ("trt", "fp16", "linear"), ("trt", "fp16", "dhwc8")]  # fmt: skip
 FAKES = [Kind(name, "fake", *rest) for name, *rest in ON_GPU]  # type: ignore[arg-type]
 KINDS = [
-    *(Kind(name) for name in ("ort", "openvino", "torch", "emulation")),
+    *(Kind(name) for name in ("ort", "openvino", "torch", "emulation", "triton")),
     Kind("openvino", varying=True),
     *FAKES,
     *(replace(fake, device="cuda") for fake in FAKES),
@@ -131,6 +133,13 @@ def unclosed(
             yield EmulatedBackend(graph, tiny_card, BackendInfo("emulation", "cpu", "fp32"))
             return
         device = "cpu" if kind.device == "cpu" else "cuda:0"
+        if kind.name == "triton":
+            pytest.importorskip("tritonclient.grpc", reason="tritonclient is in the extra triton")
+            from tests.fake_triton import serving
+
+            write_repository(ModelDir.open(tiny_model), tmp_path / "repository")
+            _, address = machine.enter_context(serving(tmp_path / "repository"))
+            device = f"{address}/{tiny_card.name}"
         if kind.device == "fake":
             machine.enter_context(fake_gpu())
         elif kind.device == "cuda":
@@ -205,13 +214,15 @@ def test_every_window_is_filled_and_taken_once_in_order(
     opened.bind(WINDOW, batch)
     windows = random_windows(count)
     calls, results = run(opened, windows)
-    fills, takes = calls[::2], calls[1::2]
-    assert {name for name, _, _ in fills} == {"fill"}
-    assert [("take", *rest) for _, *rest in fills] == takes
-    assert takes[0][1] == 0
-    assert takes[-1][2] == count
-    assert all(one[2] == two[1] for one, two in itertools.pairwise(takes))
-    assert all(0 < last - first <= batch for _, first, last in takes)
+    fills, takes = (
+        [(first, last) for kind, first, last in calls if kind == name] for name in ("fill", "take")
+    )
+    assert fills == takes
+    assert all(calls.index(("fill", *one)) < calls.index(("take", *one)) for one in takes)
+    assert takes[0][0] == 0
+    assert takes[-1][1] == count
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(takes))
+    assert all(0 < last - first <= batch for first, last in takes)
     assert np.isfinite(results).all()
 
 
@@ -300,7 +311,10 @@ def test_the_card_and_info_are_those_of_the_model(
 ) -> None:
     assert opened.card == tiny_card
     assert opened.info.name == kind.name
-    assert opened.info.device == ("cpu" if kind.device == "cpu" else "cuda:0")
+    if kind.name == "triton":
+        assert re.fullmatch(r"127\.0\.0\.1:\d+/tiny", opened.info.device)
+    else:
+        assert opened.info.device == ("cpu" if kind.device == "cpu" else "cuda:0")
     assert opened.info.precision == kind.precision
 
 

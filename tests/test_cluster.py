@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import psutil
 import pytest
@@ -12,9 +13,13 @@ pytest.importorskip("ray", reason="ray is in the extra ray")
 
 from runtime.backends import BackendOptions
 from runtime.case import Case, find_cases
-from runtime.cluster import Cluster, Segmenting, segment_on_ray
-from runtime.cohort import Outcome, claim, segment_cases
-from runtime.errors import BackendUnavailableError, InputError, OutputError, ParityError
+from runtime.cluster import Cluster, segment_on_ray
+from runtime.cohort import Job, Outcome, claim, segment_cases
+from runtime.errors import (
+    BackendUnavailableError,
+    ComputeError,
+    InputError,
+)
 from runtime.output_plan import OutputOptions
 from runtime.phantom import write_phantoms
 from runtime.processes import Told
@@ -94,6 +99,100 @@ def test_a_killed_worker_loses_nothing(data: Path, work: Work, tmp_path: Path) -
     assert not workers()
 
 
+class _Killer:
+    """Unpickles to the death of whoever does it: a case that kills every worker that runs it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_die_in_a_worker, (os.getpid(),))
+
+
+def _die_in_a_worker(parent: int) -> str:
+    if os.getpid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return ""
+
+
+def test_a_case_that_kills_takes_no_other_with_it(data: Path, work: Work, tmp_path: Path) -> None:
+    cases = find_cases(data)
+    notes: list[str] = []
+    out, told = tmp_path / "ray", Told(note=lambda text, case: notes.append(text))
+    with claim(cases, OutputOptions(out)) as (planned, _):
+        jobs: list[Job] = list(planned)
+        # In hand beside others, on the first worker.
+        deadly = replace(jobs[2], plan=replace(jobs[2].plan, warnings=(_Killer(),)))  # type: ignore[arg-type]
+        jobs[2] = deadly
+        found = {one.case.case_id: one for one in segment_on_ray(jobs, work, out, TWO, told)}
+    assert set(found) == {case.case_id for case in cases}
+    (failed,) = [name for name, one in found.items() if one.error is not None]
+    assert failed == cases[2].case_id
+    error = found[failed].error
+    assert isinstance(error, ComputeError)
+    assert "the death of the worker that ran it, twice" in str(error)
+    assert "\n" not in str(error)
+    assert all(not one.kept for one in found.values())
+    expected = alone(cases, work, tmp_path / "alone")
+    del expected[found[failed].plan.labels.name]
+    assert results(out) == expected
+    assert len(notes) == 1
+    assert "one by one" in notes[0]
+    assert not list(out.glob(".*"))
+
+
+def test_workers_that_die_before_they_have_opened(data: Path, work: Work, tmp_path: Path) -> None:
+    deadly = replace(work, as_good=(_Killer(),))  # type: ignore[arg-type]
+    with (
+        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _),
+        pytest.raises(BackendUnavailableError, match="does not start"),
+    ):
+        list(segment_on_ray(jobs, deadly, tmp_path / "out", TWO))
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A cluster that has the cores and never gives them: another's work is on them."""
+    import ray
+
+    from runtime import cluster
+
+    monkeypatch.setattr(cluster, "core_limit", lambda: 1)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    return Cluster("auto", workers=2, threads=3)
+
+
+def test_a_cluster_without_room_is_told(
+    full: Cluster, data: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime import cluster_pool
+
+    monkeypatch.setattr(cluster_pool, "_NOTED_S", 0.5)
+    monkeypatch.setattr(cluster_pool, "_PLACED_S", 2.0)
+    notes: list[str] = []
+    told = Told(note=lambda text, case: notes.append(text))
+    with (
+        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _),
+        pytest.raises(BackendUnavailableError) as caught,
+    ):
+        list(segment_on_ray(jobs, work, tmp_path / "out", full, told))
+    assert "1 of 8 cores free" in caught.value.found
+    assert "3 cores" in caught.value.expected
+    assert "--threads" in caught.value.remedy
+    assert len(notes) == 1
+
+
+def test_a_wish_to_stop_is_heard_while_no_worker_has_room(
+    full: Cluster, data: Path, work: Work, tmp_path: Path
+) -> None:
+    asked: list[float] = []
+
+    def stopping() -> bool:
+        asked.append(monotonic())
+        return len(asked) > 5
+
+    with claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _):
+        assert not list(segment_on_ray(jobs, work, tmp_path / "out", full, stopping=stopping))
+    assert asked[-1] - asked[0] < 30
+
+
 def test_the_command_on_a_cluster(
     data: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,10 +225,3 @@ def test_a_cluster_that_is_not_there(data: Path, work: Work, tmp_path: Path) -> 
         pytest.raises(BackendUnavailableError, match="no cluster"),
     ):
         list(segment_on_ray(jobs, work, tmp_path / "out", nowhere))
-
-
-def test_an_actor_gives_errors_back(work: Work, tmp_path: Path) -> None:
-    """Without Ray: what it would wrap comes back as it is."""
-    assert isinstance(Segmenting(work, tmp_path / "none").ready(), OutputError)
-    other = replace(work, backend=replace(work.backend, precision="int8"))
-    assert isinstance(Segmenting(other, tmp_path).ready(), InputError | ParityError)

@@ -11,7 +11,8 @@ import pytest
 
 from runtime.case import Case
 from runtime.cohort import Outcome
-from runtime.cohort_files import Facts, Names, check_places, write_cohort
+from runtime.cohort_files import Facts, Names, write_cohort
+from runtime.cohort_places import Replacing, check_places
 from runtime.cohort_record import Record
 from runtime.errors import InputError, UsageError
 from tests.pages import tree_of
@@ -22,6 +23,10 @@ FACTS = Facts(
     {"name": "tiny", "sha256": "ab" * 32}, {"backend": "ort"}, 60.0,
     {"read": 0.1, "run": 0.9, "write": 0.05},
 )  # fmt: skip
+
+
+EVERYTHING = Replacing(overwrite=True, resume=True)
+RESUME = Replacing(resume=True)
 
 
 def record_of(*names: str, failed: tuple[str, ...] = (), total: int | None = None) -> Record:
@@ -40,7 +45,8 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def written(folder: Path, record: Record) -> tuple[Names, dict[str, Any]]:
     names = Names(folder)
-    check_places(names)
+    cases = {entry.case_id for entry in record.entries}
+    check_places(names, cases, Replacing())
     write_cohort(names, record, FACTS)
     return names, json.loads(names.record.read_text())
 
@@ -86,14 +92,67 @@ def test_where_nothing_failed_there_is_no_table_of_failures(tmp_path: Path) -> N
 def test_a_file_of_somebody_else_is_refused(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match="did not write"):
-        check_places(Names(tmp_path))
+        check_places(Names(tmp_path), set(), EVERYTHING)
     assert (tmp_path / name).read_text() == content
 
 
 def test_a_folder_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cohort.csv").mkdir()
     with pytest.raises(UsageError, match="did not write"):
-        check_places(Names(tmp_path))
+        check_places(Names(tmp_path), set(), EVERYTHING)
+
+
+def test_an_earlier_cohort_of_other_cases_is_not_replaced_by_the_way(tmp_path: Path) -> None:
+    names, _ = written(tmp_path, record_of("a", "b", failed=("c", "")))
+    check_places(names, {"a", "b", "c", "new"}, Replacing())
+    for cases, found in (({"x"}, "3 cases"), ({"a", "b"}, "1 case"), ({"b", "c"}, "1 case")):
+        with pytest.raises(UsageError) as caught:
+            check_places(names, cases, Replacing())
+        error = caught.value
+        assert error.where == str(names.record)
+        assert error.found.startswith(f"the results of {found} that this run does not take")
+        assert "--overwrite" in error.remedy
+        assert len(str(error).splitlines()) == 1
+    # A wish to go on is one to have new tables; what they no longer tell is known.
+    assert check_places(names, {"b", "new"}, RESUME) == ["a", "c"]
+    assert check_places(names, {"x"}, Replacing(overwrite=True)) == ["a", "b", "c"]
+    assert check_places(names, {"a", "b", "c"}, RESUME) == []
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "cohort.html", "failures.csv", "cohort.json"])
+@pytest.mark.parametrize("edit", ["within", "whole"])
+def test_an_edited_file_is_replaced_only_when_asked(tmp_path: Path, name: str, edit: str) -> None:
+    names, _ = written(tmp_path, record_of("a", failed=("b",)))
+    path = tmp_path / name
+    text = path.read_text()
+    path.write_text(text.replace("empty", "good") if edit == "within" else "case_id;mine\n")
+    assert path.read_text() != text
+    for replacing in (Replacing(), RESUME):
+        with pytest.raises(UsageError) as caught:
+            check_places(names, {"a", "b"}, replacing)
+        assert caught.value.where == str(path)
+        foreign = (name, edit) == ("cohort.json", "whole")
+        assert ("did not write" if foreign else "edited") in caught.value.found
+        assert "move it away" in caught.value.remedy
+    if not foreign:
+        check_places(names, {"a", "b"}, Replacing(overwrite=True))
+
+
+def test_a_run_that_was_killed_among_its_tables_is_resumed(tmp_path: Path) -> None:
+    """Before the record is there: nothing vouches for the others."""
+    names, _ = written(tmp_path, record_of("a", failed=("b",)))
+    names.record.unlink()
+    with pytest.raises(UsageError, match="vouches for"):
+        check_places(names, {"a", "b"}, Replacing())
+    assert check_places(names, {"a", "b"}, RESUME) == []
+
+
+def test_a_record_that_is_no_json_any_more(tmp_path: Path) -> None:
+    names, _ = written(tmp_path, record_of("a"))
+    names.record.write_text(names.record.read_text()[:-20])
+    with pytest.raises(UsageError, match="edited"):
+        check_places(names, {"a"}, RESUME)
+    check_places(names, {"a"}, Replacing(overwrite=True))
 
 
 def test_parts_have_files_of_their_own(tmp_path: Path) -> None:

@@ -621,6 +621,35 @@ def test_one_bad_case_does_not_stop_the_others(
     assert (counts["done"], counts["kept"], counts["failed"]) == (1, 2, 0)
 
 
+def test_tables_of_another_cohort_are_refused_before_any_work(
+    infer: Any, case_dir: Path, write_case: WriteCase, tmp_path: Path
+) -> None:
+    two_more(case_dir)
+    other = tmp_path / "other"
+    for case_id in ("A", "B"):
+        images = {name: voxels(index + ord(case_id)) for index, name in enumerate(MODALITIES)}
+        write_case(other / case_id, images, pattern=case_id + "_{}.nii.gz")
+    assert infer(tmp_path / "data")[0] == 0
+    out = tmp_path / "out"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, err, _ = infer(other)
+    assert code == 2
+    sentence(err, "cohort.json", "3 cases", "--overwrite")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    # Grown, it is gone on with; shrunk, it is said what the tables no longer tell.
+    shutil.copytree(other, tmp_path / "data", dirs_exist_ok=True)
+    assert infer(tmp_path / "data", "--resume")[0] == 0
+    (out / "cohort.csv").write_text((out / "cohort.csv").read_text().replace("done", "looked at"))
+    code, err, _ = infer(other, "--resume")
+    assert code == 2
+    sentence(err, "cohort.csv", "edited", "--overwrite")
+    code, err, _ = infer(other, "--resume", "--overwrite")
+    assert code == 0
+    assert "no longer tell of 3 cases" in err
+    assert sorted(json.loads((out / "cohort.json").read_text())["results"]) == ["A", "B"]
+    assert (out / "X_seg.nii.gz").read_bytes() == before["X_seg.nii.gz"]
+
+
 def test_a_folder_of_cases_that_is_also_the_output_is_refused_before_any_work(
     infer: Any, case_dir: Path, write_case: WriteCase
 ) -> None:

@@ -4,6 +4,7 @@ speaks its protocol.
 
 import json
 import shutil
+import socket
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from runtime.nifti import load
 from runtime.phantom import write_phantoms
 from runtime.segmenter import Segmenter, SegmentOptions
 from runtime.serving import SHA256_KEY, split_address
+from tests.fake_gpu import EngineSpec, add_engine
 from tests.fake_triton import FakeTriton, read_config, serving
 
 
@@ -163,11 +165,121 @@ def test_a_server_that_is_not_there(tiny_model: Path) -> None:
 def test_a_model_that_is_not_there_or_not_ready(repository: Path, tiny_model: Path) -> None:
     model = ModelDir.open(tiny_model)
     with serving(repository) as (service, address):
-        with pytest.raises(BackendUnavailableError, match="not ready"):
+        with pytest.raises(BackendUnavailableError, match="no model other"):
             open_backend(model, BackendOptions("triton", f"{address}/other"))
         service.ready = False
-        with pytest.raises(BackendUnavailableError, match="not ready"):
+        with pytest.raises(BackendUnavailableError, match="ready are: none"):
             open_backend(model, triton(address))
+
+
+def test_a_name_that_the_server_does_not_know_is_answered_with_those_it_has(
+    repository: Path, tiny_model: Path
+) -> None:
+    with serving(repository) as (_, address), pytest.raises(BackendUnavailableError) as caught:
+        open_backend(ModelDir.open(tiny_model), BackendOptions("triton", f"{address}/other"))
+    assert "tiny, tiny_fp16" in caught.value.found
+
+
+def test_a_port_that_says_nothing_is_not_waited_for(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody listens there who is no gRPC server, such as one that hangs."""
+    from runtime.backends import triton as backend
+
+    monkeypatch.setattr(backend, "_ASKED_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(BackendUnavailableError, match="8001"):
+            open_backend(ModelDir.open(tiny_model), triton(f"127.0.0.1:{port}"))
+
+
+def test_an_engine_takes_the_window_that_it_was_built_for(
+    repository: Path, tiny_model: Path
+) -> None:
+    path = repository / "tiny" / "config.pbtxt"
+    path.write_text(path.read_text().replace("4, -1, -1, -1", "4, 16, 12, 8"))
+    with (
+        serving(repository) as (_, address),
+        closing(open_backend(ModelDir.open(tiny_model), triton(address))) as backend,
+    ):
+        with pytest.raises(UsageError, match="16,12,8") as caught:
+            backend.bind((8, 12, 8), 1)
+        assert caught.value.found == "8,12,8"
+        backend.bind((16, 12, 8), 1)
+
+
+def test_a_request_is_no_larger_than_a_message_may_be(
+    repository: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime.backends import triton as backend_file
+
+    case, model = phantom(tmp_path / "data"), ModelDir.open(tiny_model)
+    window = 4 * 4 * 16 * 12 * 8
+    monkeypatch.setattr(backend_file, "_MESSAGE_BYTES", window + 10)
+    with (
+        serving(repository) as (service, address),
+        closing(open_backend(model, triton(address))) as backend,
+    ):
+        Segmenter(backend, SegmentOptions(patch=(16, 12, 8), batch=2)).segment(load(case))
+        assert set(service.batches) == {1}
+
+
+def test_reduced_precision_on_a_server_without_a_gpu_is_refused(
+    repository: Path, tiny_model: Path
+) -> None:
+    """A CPU computes such a graph in fp32, and its certificate says nothing of that."""
+    model = ModelDir.open(tiny_model)
+    with serving(repository) as (service, address):
+        half = BackendOptions("triton", f"{address}/tiny_fp16", uncertified=True)
+        open_backend(model, half).close()
+        service.on = "KIND_CPU"
+        with pytest.raises(UsageError, match="fp16 on a CPU"):
+            open_backend(model, half)
+        open_backend(model, triton(address)).close()
+
+
+def test_another_precision_than_the_served_one_is_refused(
+    repository: Path, tiny_model: Path
+) -> None:
+    with serving(repository) as (_, address):
+        with pytest.raises(UsageError, match="fp32") as caught:
+            open_backend(ModelDir.open(tiny_model), triton(address, precision="fp16"))
+        assert caught.value.where == "--precision"
+        open_backend(ModelDir.open(tiny_model), triton(address, precision="fp32")).close()
+
+
+def test_what_is_not_finite_in_fp16_is_done_here_in_fp32(
+    repository: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    from runtime.backends import open_spare
+
+    case, model = phantom(tmp_path / "data"), ModelDir.open(tiny_model)
+    with serving(repository) as (service, address):
+        service.spoiling = True
+        options = BackendOptions("triton", f"{address}/tiny_fp16", threads=1, uncertified=True)
+        with closing(open_backend(model, options)) as there:
+            spare = lambda: open_spare(model, options, there.info)  # noqa: E731
+            found = Segmenter(there, spare=spare).segment(load(case))
+    with closing(open_backend(model, BackendOptions("ort", "cpu", threads=1))) as here:
+        np.testing.assert_array_equal(found.labels, Segmenter(here).segment(load(case)).labels)
+
+
+def test_what_failed_on_a_gpu_is_not_served(tiny_model: Path, tmp_path: Path) -> None:
+    model = ModelDir.open(tiny_model)
+    refused = [{"file": ONNX_FP16, "sha256": model.hashes[ONNX_FP16], "backend": "ort"}]
+    failed = replace(model, certificate={**model.certificate, "refused": refused})
+    assert [one.name for one in write_repository(failed, tmp_path)] == ["tiny"]
+
+
+@pytest.mark.parametrize(("fewest", "served"), [(1, True), (2, False)])
+def test_an_engine_is_served_that_takes_a_single_window(
+    tiny_model: Path, tmp_path: Path, fewest: int, served: bool
+) -> None:
+    """A server sends what has come when its delay is over, be it one window."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    add_engine(folder, EngineSpec("fp16", "linear", (16, 12, 8), 4, min_batch=fewest))
+    names = [one.name for one in write_repository(ModelDir.open(folder), tmp_path / "repository")]
+    assert any("_trt_fp16_" in name for name in names) == served
 
 
 def test_a_model_of_another_card_is_refused(

@@ -96,8 +96,9 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
     """
     if failed.precision == "fp32":
         return None
-    # int8 chooses the CPU, where fp32 would choose a GPU.
+    # int8 chooses the CPU, where fp32 would choose a GPU; a server's name is no device of ours.
     device = "cpu" if failed.device == "cpu" else options.device
+    device = "auto" if failed.name == "triton" else device
     wanted = replace(options, precision="fp32", device=device)
     names: tuple[BackendName, ...] = ("trt", "openvino", "ort")
     for name in (name for name in names if name in (failed.name, "ort")):
@@ -210,6 +211,14 @@ def _open_triton(model: ModelDir, options: BackendOptions) -> Backend:
     artefacts = {sha256: (file, model.verdict(file)) for file, sha256 in model.hashes.items()}
     backend = TritonBackend(options.device, model.card, artefacts, options.threads)
     info = backend.info
+    if options.precision not in ("auto", info.precision):
+        backend.close()
+        raise UsageError(
+            "--precision",
+            found=f"{options.precision} for {options.device}, which runs in {info.precision}",
+            expected="the precision of the served model",
+            remedy="name another model of the server with --device, or drop --precision",
+        )
     if info.certificate not in _VOUCHED and not options.uncertified:
         backend.close()
         raise ParityError(

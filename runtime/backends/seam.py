@@ -83,6 +83,8 @@ class Backend(Protocol):
     def run(self, n: int, fill: Fill, take: Take) -> None:
         """Run windows 0..n: ``fill`` is called before and ``take`` after each batch, in order.
 
+        The next batch may be filled before the last one is taken, into a buffer of its own.
+
         Raises:
             ComputeError: the network cannot be run, or memory runs out at batch 1.
         """

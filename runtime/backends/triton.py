@@ -1,5 +1,6 @@
 """A network on a Triton Inference Server, over gRPC; windows and stitching stay here."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -11,7 +12,13 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from runtime.backends.seam import BackendInfo, Fill, Take, Tensor, check_tensors, check_window
-from runtime.errors import BackendUnavailableError, ComputeError, InputError, first_line
+from runtime.errors import (
+    BackendUnavailableError,
+    ComputeError,
+    InputError,
+    UsageError,
+    first_line,
+)
 from runtime.model_card import CARD_KEY, ModelCard, Shape3, check_card
 from runtime.ops.numpy import NumpyOps
 from runtime.serving import PRECISION_KEY, SHA256_KEY, split_address
@@ -21,6 +28,10 @@ _AHEAD: Final = 2
 _NUMPY: Final = {"FP32": "float32"}
 _TIMEOUT_S: Final = 120.0
 """For one batch; a server loads a model before it is ready, not at the first request."""
+_ASKED_S: Final = 20.0
+"""For what a server tells of a model."""
+_MESSAGE_BYTES: Final = 1 << 30
+"""Of the tensor in a request: gRPC and protobuf take no message of 2 GiB."""
 
 
 class TritonBackend:
@@ -48,15 +59,13 @@ class TritonBackend:
         Raises:
             BackendUnavailableError: the server or its model is not there or not ready.
             InputError: the server's model is of another card, or no artefact of the directory.
+            UsageError: a graph in reduced precision is served on a CPU.
         """
         host, self._name = split_address(address)
         self._card = card
         self._client = grpc.InferenceServerClient(host)
         try:
-            if not self._client.is_model_ready(self._name):
-                raise _unavailable(address, "a model that is not ready")
-            config = self._client.get_model_config(self._name, as_json=True)["config"]
-            metadata = self._client.get_model_metadata(self._name, as_json=True)
+            config, metadata = self._described(address)
         except InferenceServerException as error:
             self._client.close()
             raise _unavailable(address, first_line(error)) from error
@@ -85,15 +94,24 @@ class TritonBackend:
                     expected="the one that brats-export --triton made of it",
                     remedy="write the repository again from this model",
                 )
-        except InputError:
+            precision = told.get(PRECISION_KEY, "")
+            groups = config.get("instance_group", [])
+            if precision != "fp32" and any(one.get("kind") == "KIND_CPU" for one in groups):
+                raise UsageError(
+                    f"--device {address}",
+                    found=f"a server that runs {precision} on a CPU, which computes in fp32",
+                    expected="a GPU for that graph",
+                    remedy="name the server's model in fp32",
+                )
+        except (InputError, UsageError):
             self._client.close()
             raise
         file, verdict = artefacts[sha256]
-        precision = told.get(PRECISION_KEY, "")
         self._info = BackendInfo("triton", address, precision, file, sha256, verdict)
         self.ops = NumpyOps(threads)
         self._input, self._output = metadata["inputs"][0]["name"], metadata["outputs"][0]["name"]
         self._most = int(config.get("max_batch_size", 0)) or 1
+        self._only = (inputs[0].shape or (None,) * 5)[2:]
         self._buffers: list[npt.NDArray[np.float32]] = []
         self._window: Shape3 | None = None
 
@@ -107,8 +125,18 @@ class TritonBackend:
 
     def bind(self, window: Shape3, batch: int) -> None:
         check_window(self._card, window)
+        if any(size not in (None, wanted) for size, wanted in zip(self._only, window, strict=True)):
+            raise UsageError(
+                "--patch",
+                found=",".join(map(str, window)),
+                expected=f"{','.join(map(str, self._only))}, for which the engine on "
+                f"{self._info.device} was built",
+                remedy="drop --patch, or name the server's model in fp32, which takes any",
+            )
         self._window = window
-        shape = (min(batch, self._most), len(self._card.modalities), *window)
+        channels = max(len(self._card.modalities), len(self._card.labels))
+        fit = max(1, _MESSAGE_BYTES // (4 * channels * math.prod(window)))
+        shape = (min(batch, self._most, fit), len(self._card.modalities), *window)
         if not self._buffers or self._buffers[0].shape != shape:
             self._buffers = [np.zeros(shape, np.float32) for _ in range(_AHEAD)]
 
@@ -142,6 +170,22 @@ class TritonBackend:
         self._client.close()
         self._buffers = []
         self.ops.close()
+
+    def _described(self, address: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The model's configuration and its tensors, as the server tells them."""
+        client, name = self._client, self._name
+        if not client.is_model_ready(name, client_timeout=_ASKED_S):
+            index = client.get_model_repository_index(as_json=True, client_timeout=_ASKED_S)
+            ready = sorted(
+                {one["name"] for one in index.get("models", []) if one.get("state") == "READY"}
+            )
+            raise _unavailable(
+                address,
+                f"no model {name} that is ready; ready are: {', '.join(ready)[:200] or 'none'}",
+            )
+        config = client.get_model_config(name, as_json=True, client_timeout=_ASKED_S)
+        metadata = client.get_model_metadata(name, as_json=True, client_timeout=_ASKED_S)
+        return config["config"], metadata
 
     def _asked(self, windows: npt.NDArray[np.float32]) -> Future[Any]:
         tensor = grpc.InferInput(self._input, list(windows.shape), "FP32")
@@ -194,5 +238,6 @@ def _unavailable(address: str, found: str) -> BackendUnavailableError:
         f"--device {address}",
         found=found,
         expected="a Triton server with that model, ready",
-        remedy="start tritonserver --model-repository with what brats-export --triton wrote",
+        remedy="start tritonserver --model-repository with what brats-export --triton wrote, and "
+        "name its gRPC port, which is 8001 unless it was told otherwise",
     )

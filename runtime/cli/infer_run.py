@@ -15,7 +15,8 @@ from runtime.cli.infer_pace import Pace
 from runtime.cli.infer_view import InferView
 from runtime.cli.stopping import finishing
 from runtime.cohort import claim, settings_of
-from runtime.cohort_files import Facts, Names, check_places, write_cohort
+from runtime.cohort_files import Facts, Names, write_cohort
+from runtime.cohort_places import Replacing, check_places
 from runtime.cohort_record import Record
 from runtime.errors import CohortError, InputError, UsageError
 from runtime.model_dir import BUILT_IN, find_model
@@ -76,8 +77,13 @@ def segment(
         jobs, folder = held.enter_context(
             claim(cases, output, (part.index, part.count) if part else None)
         )
+        replacing, own = Replacing(options.overwrite, options.resume), {c.case_id for c in cases}
         if several:
-            check_places(names)
+            if gone := check_places(names, own, replacing):
+                view.note(
+                    f"the tables no longer tell of {len(gone)} cases of an earlier run, such as "
+                    f"{gone[0]}, which this one does not take; their results stay"
+                )
             for job in jobs:
                 if clash := {*names.all()} & {*job.plan.files()}:
                     raise _named_like_the_cohort(job.case, clash.pop().name)
@@ -112,7 +118,7 @@ def segment(
                 cpu_s=round(pace.cpu_s, 3) if options.ray is None else None,
             )
             folder.check()
-            check_places(names)
+            check_places(names, own, replacing)
             write_cohort(names, record, facts)
             view.finished(names.table, names.page)
     if len(record.entries) < count:  # nothing but a wish to stop leaves cases out

@@ -1,0 +1,200 @@
+"""Workers of a cluster and their cases, without Ray: a stand-in runs what it is asked at once, and
+lets a worker die with all that it has in hand.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+
+from runtime.backends import BackendInfo, BackendOptions
+from runtime.case import Case
+from runtime.cluster import Cluster, _pool
+from runtime.cluster_actor import Result
+from runtime.cluster_pool import AT_ONCE, Need, Pool
+from runtime.cohort import Job, Outcome
+from runtime.errors import BackendUnavailableError
+from runtime.output_plan import OutputOptions, plan_output
+from runtime.processes import Told
+from runtime.work import Work
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    pass
+
+
+@dataclass(eq=False)
+class Actor:
+    """One that answers when it is asked for: `Ray.wait` lets one case of it end."""
+
+    ray: "Ray"
+    dead: bool = False
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=partial(self.asked, method))
+
+    def asked(self, method: str, job: Job | None = None) -> "Reference":
+        return Reference(self, method, job)
+
+
+@dataclass(eq=False)
+class Reference:
+    actor: Actor
+    method: str
+    job: Job | None
+
+
+@dataclass
+class Ray:
+    """A cluster of two places.
+
+    Attributes:
+        kills: cases that kill whoever runs them.
+        opens: whether an actor opens its backend, or dies.
+        kept: whether every case is said to have been done before.
+        actors: made so far.
+        deaths: the cases that each dead one had in hand.
+    """
+
+    kills: set[str] = field(default_factory=set)
+    opens: Callable[[Actor], bool] = lambda actor: True
+    kept: bool = False
+    actors: list[Actor] = field(default_factory=list)
+    deaths: list[set[str]] = field(default_factory=list)
+    exceptions: ClassVar[Any] = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+
+    def make(self) -> Actor:
+        self.actors.append(Actor(self))
+        return self.actors[-1]
+
+    def wait(self, asked: list[Reference], timeout: float) -> tuple[list[Reference], None]:
+        # The oldest first; a killer dies with all that its actor has in hand.
+        first = asked[0]
+        if first.job is not None and not first.actor.dead:
+            own = [one.job.case.case_id for one in asked if one.actor is first.actor and one.job]
+            if self.kills & {*own}:
+                first.actor.dead = True
+                self.deaths.append({*own})
+        return [first], None
+
+    def get(self, reference: Reference) -> Any:
+        if reference.method == "placed":
+            return None
+        if reference.method == "ready":
+            if not self.opens(reference.actor):
+                reference.actor.dead = True
+                raise RayError("it died")
+            return BackendInfo("ort", "cpu", "fp32")
+        if reference.actor.dead:
+            raise RayError("the actor died\nunexpectedly")
+        return Result({"case": reference.job.case.case_id}, kept=self.kept)  # type: ignore[union-attr]
+
+    def kill(self, actor: Actor) -> None:
+        actor.dead = True
+
+
+def jobs_of(names: str, folder: Path) -> list[Job]:
+    cases = [Case(name, {}) for name in names]
+    return [Job(case, plan_output(case, OutputOptions(folder))) for case in cases]
+
+
+def pool_of(ray: Ray, jobs: list[Job], told: Told | None = None) -> Pool:
+    return Pool(ray, ray.make, Need(1, 0), 2, deque(jobs), told or Told())
+
+
+def run(pool: Pool) -> Iterator[Outcome]:
+    while pool.busy:
+        pool.feed()
+        yield from pool.heard()
+
+
+def test_a_case_is_blamed_only_for_a_death_that_it_was_alone_at(tmp_path: Path) -> None:
+    ray, notes = Ray(kills={"c", "h"}), []
+    told = Told(note=lambda text, case: notes.append(text))
+    found = {
+        one.case.case_id: one for one in run(pool_of(ray, jobs_of("abcdefghij", tmp_path), told))
+    }
+    assert {name for name, one in found.items() if one.error is not None} == {"c", "h"}
+    assert set(found) == set("abcdefghij")
+    assert "twice (the actor died unexpectedly)" in str(found["c"].error)
+    # Each killed once among others, and once alone.
+    assert sorted(len(one) > 1 for one in ray.deaths) == [False, False, True, True]
+    assert len(notes) == 2
+    assert all(one.sidecar == {"case": name} for name, one in found.items() if not one.error)
+
+
+def test_what_was_in_hand_may_be_replaced_and_was_not_done_before(tmp_path: Path) -> None:
+    ray = Ray(kills={"a"}, kept=True)
+    found = {one.case.case_id: one for one in run(pool_of(ray, jobs_of("abcd", tmp_path)))}
+    again = ray.deaths[0] - {"a"}
+    assert again
+    for name in "bcd":
+        assert found[name].plan.overwrite == (name in again)
+        assert found[name].kept == (name not in again)
+
+
+def test_no_case_is_given_to_a_worker_that_has_not_opened(tmp_path: Path) -> None:
+    ray = Ray()
+    ray.opens = lambda actor: ray.actors.index(actor) >= 2
+    ready: list[int] = []
+    told = Told(ready=lambda info, count: ready.append(count))
+    found = list(run(pool_of(ray, jobs_of("abcd", tmp_path), told)))
+    assert [one.error for one in found] == [None] * 4
+    assert not any(one.plan.overwrite for one in found)  # none was lost
+    assert ready == [2]
+    ray = Ray(opens=lambda actor: False)
+    with pytest.raises(BackendUnavailableError, match="does not start"):
+        list(run(pool_of(ray, jobs_of("abcd", tmp_path))))
+    assert len(ray.actors) <= 5
+
+
+def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> None:
+    ray = Ray(kills={"a"})
+    pool = pool_of(ray, jobs_of("abcdefgh", tmp_path))
+    found: list[Outcome] = []
+    while pool.busy:
+        if sum(isinstance(what, Job) for _, what in pool._asked.values()) > AT_ONCE:
+            pool.stop()
+        pool.feed()
+        found += pool.heard()
+    assert ray.deaths == [{"a", "b", "c"}]
+    assert [(one.case.case_id, one.error) for one in found] == [(name, None) for name in "def"]
+    assert len(ray.actors) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "resources", "need", "count"),
+    [
+        ("auto", {"CPU": 32.0, "GPU": 4.0}, Need(0, 1), 4),
+        ("cpu", {"CPU": 32.0, "GPU": 4.0}, Need(8, 0), 4),
+        ("auto", {"CPU": 31.0}, Need(8, 0), 3),
+    ],
+)
+def test_a_worker_takes_a_gpu_or_its_cores(
+    device: str, resources: dict[str, float], need: Need, count: int, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {}
+    ray = SimpleNamespace(
+        cluster_resources=lambda: resources,
+        remote=lambda **options: (
+            given.update(options) or (lambda kind: SimpleNamespace(remote=kind))
+        ),
+    )
+    work = Work(tmp_path, BackendOptions("ort", device))
+    pool = _pool(ray, [], (work, tmp_path), Cluster(threads=8), Told())
+    assert (pool.need, pool.count) == (need, count)
+    assert (given["num_cpus"], given["num_gpus"]) == (need.cores, need.gpus)
+    # Ray starts nothing again by itself: it would blame the innocent.
+    assert given["max_restarts"] == 0
+    assert "max_task_retries" not in given
+    with pytest.raises(BackendUnavailableError, match=f"room for {count} workers"):
+        _pool(ray, [], (work, tmp_path), Cluster(workers=count + 1, threads=8), Told())
