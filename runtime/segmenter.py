@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from runtime.backends import Backend, check_window
 from runtime.errors import NonFiniteError
+from runtime.labels import LabelMap
 from runtime.model_card import Shape3
 from runtime.nifti import Volume
 from runtime.ops import Array, Mark
@@ -116,7 +117,9 @@ class Segmenter:
         Raises:
             InputError: the case does not suit the model; see `preprocess.prepare`.
         """
-        return self._prepared(volume) if self.backend.ops.on_host else Ready(volume)
+        if not self.backend.ops.on_host:
+            return Ready(volume)
+        return Ready(volume, *self._prepared(volume))
 
     def run(self, ready: Ready, progress: Progress | None = None) -> Ran:
         """Run the windows of a case.
@@ -139,7 +142,7 @@ class Segmenter:
         # Outside of the handler: the error's traceback holds the failed run's arrays.
         with closing(spare):
             again = Segmenter(spare, self.options)
-            ran = again._labelled(again._run(Ready(ready.volume), progress))
+            ran = again._with_labels(again._run(Ready(ready.volume), progress))
         return replace(
             ran,
             backend=replace(ran.backend, fell_back_from=reason),
@@ -148,14 +151,12 @@ class Segmenter:
 
     def finish(self, ran: Ran) -> Prediction:
         """Make the label map of what `run` gave."""
-        ran = self._labelled(ran)
-        assert isinstance(ran.result, tuple)
-        labels, probabilities = ran.result
+        labels, probabilities, seconds = self._labels(ran)
         start = perf_counter()
         if self.options.postprocess:
             rule = self.backend.card.postprocess
             labels = postprocess(labels, rule, ran.volume.grid.spacing)
-        timings = replace(ran.timings, finish=ran.timings.finish + perf_counter() - start)
+        seconds += ran.timings.finish + perf_counter() - start
         return Prediction(
             labels=labels,
             probabilities=probabilities,
@@ -163,37 +164,43 @@ class Segmenter:
             card=self.backend.card,
             backend=ran.backend,
             plan=ran.plan,
-            timings=timings,
+            timings=replace(ran.timings, finish=seconds),
             warnings=ran.warnings,
         )
 
-    def _prepared(self, volume: Volume) -> Ready:
+    def _prepared(self, volume: Volume) -> tuple[Prepared, float]:
+        """The case as the network sees it, and the seconds that it took."""
         ops = self.backend.ops
         start = ops.mark()
         prepared = prepare(volume, self.backend.card, ops, self.patch, self.options.force_spacing)
-        return Ready(volume, prepared, ops.seconds(start, ops.mark()))
+        return prepared, ops.seconds(start, ops.mark())
 
     def _run(self, ready: Ready, progress: Progress | None) -> Ran:
-        if ready.prepared is None:
-            ready = self._prepared(ready.volume)
-        prepared = ready.prepared
-        assert prepared is not None
+        prepared, seconds = ready.prepared, ready.seconds
+        if prepared is None:
+            prepared, seconds = self._prepared(ready.volume)
         stitcher, plan, timings = self._windows(prepared, progress, ready.volume.case.case_id)
         ran = Ran(
             volume=ready.volume,
             placement=prepared.placement,
             backend=self.backend.info,
             plan=plan,
-            timings=replace(timings, prepare=ready.seconds),
+            timings=replace(timings, prepare=seconds),
             warnings=prepared.warnings,
             result=stitcher,
         )
-        return ran if self.backend.ops.on_host else self._labelled(ran)
+        return ran if self.backend.ops.on_host else self._with_labels(ran)
 
-    def _labelled(self, ran: Ran) -> Ran:
-        """With the label map in the place of the sums it is made of."""
+    def _with_labels(self, ran: Ran) -> Ran:
+        labels, probabilities, seconds = self._labels(ran)
+        return replace(
+            ran, timings=replace(ran.timings, finish=seconds), result=(labels, probabilities)
+        )
+
+    def _labels(self, ran: Ran) -> tuple[LabelMap, npt.NDArray[np.float32] | None, float]:
+        """Label map after argmax, probabilities, and the seconds that they took now."""
         if not isinstance(ran.result, Stitcher):
-            return ran
+            return (*ran.result, 0.0)
         ops = self.backend.ops
         start = ops.mark()
         full = ops.zeros(ran.placement.file_shape, np.uint8, fortran=True)
@@ -202,9 +209,7 @@ class Segmenter:
         probabilities = None
         if self.options.probabilities:
             probabilities = _pasted(ran.placement, ops.download(ran.result.probabilities()))
-        seconds = ran.timings.finish + ops.seconds(start, ops.mark())
-        timings = replace(ran.timings, finish=seconds)
-        return replace(ran, timings=timings, result=(labels, probabilities))
+        return labels, probabilities, ops.seconds(start, ops.mark())
 
     def stitch(
         self,

@@ -31,10 +31,7 @@ from runtime.ops.geometry import (
 )
 
 _VOXEL_DTYPES: Final = frozenset(
-    (
-        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-        *("float32", "float64"),
-    )
+    ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64"]
 )
 
 

@@ -167,9 +167,31 @@ FAULTS = (
     Fault(
         "box-one-voxel-off",
         "runtime/segmenter.py",
-        "prepared, prepared.placement.boxed(full), progress",
-        "prepared, prepared.placement.boxed(full)[1:], progress",
+        "ran.result.labels(ran.placement.boxed(full))",
+        "ran.result.labels(ran.placement.boxed(full)[1:])",
         "tests/test_segmenter.py::test_labels_and_probabilities_are_in_file_order[LPS]",
+    ),
+    Fault(
+        "a-devices-case-is-prepared-by-a-reader",
+        "runtime/segmenter.py",
+        "if not self.backend.ops.on_host:",
+        "if not self.backend.ops:",
+        "tests/test_cohort_stages.py::"
+        "test_a_devices_arrays_are_touched_by_the_callers_thread_alone",
+    ),
+    Fault(
+        "what-a-host-holds-around-the-network-is-not-counted",
+        "runtime/cohort.py",
+        " + 4 * floats * voxels",
+        "",
+        "tests/test_cohort_stages.py::test_a_case_takes_no_more_memory_than_is_kept_free_for_it",
+    ),
+    Fault(
+        "who-shares-waits-for-the-work-of-others",
+        "runtime/threads.py",
+        "            for task in tasks:\n                task.do()\n",
+        "            tasks[0].do()\n            wait([task.future for task in tasks])\n",
+        "tests/test_threads.py::test_who_shares_does_not_wait_for_the_work_of_others",
     ),
     Fault(
         "no-floor-under-the-importance",
