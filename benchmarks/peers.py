@@ -27,6 +27,8 @@ from runtime.windows import importance_map, plan_windows
 Labels = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[np.float32]
 Segment = Callable[[Voxels], Labels]
+BATCH: Final = 4
+"""Of MONAI and TorchIO, whose users set one."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ class Peer:
         name: as it stands in tables.
         needs: the package that must be there, or "".
         make: gives the function that is timed; what it does once is not.
+        batch: windows that the network is given at once.
+        warmed_by: a peer that gives the network the same shapes in less time; None is itself.
     """
 
     name: str
     needs: str
     make: Callable[[PeerNetwork], Segment]
+    batch: int = 1
+    warmed_by: "Peer | None" = None
 
     def missing(self) -> str | None:
         """Why it cannot be run here; None if it can."""
@@ -92,7 +98,7 @@ def _monai(peer: PeerNetwork, channels_last: bool) -> Segment:
                 sliding_window_inference(
                     torch.from_numpy(voxels)[None],
                     roi_size=peer.card.patch,
-                    sw_batch_size=4,
+                    sw_batch_size=BATCH,
                     predictor=predictor,
                     overlap=0.5,
                     mode="gaussian",
@@ -114,7 +120,7 @@ def _torchio(peer: PeerNetwork) -> Segment:
         sampler = tio.GridSampler(subject, peer.card.patch, half)
         aggregator = tio.GridAggregator(sampler, overlap_mode="hann")
         with torch.inference_mode():
-            for batch in tio.SubjectsLoader(sampler, batch_size=4, num_workers=0):
+            for batch in tio.SubjectsLoader(sampler, batch_size=BATCH, num_workers=0):
                 windows = batch["image"][tio.DATA]
                 aggregator.add_batch(peer.probabilities(windows), batch[tio.LOCATION])
         return _labels(aggregator.get_output_tensor()[None])
@@ -253,16 +259,19 @@ def _box(start: Any, patch: Shape3) -> tuple[slice, ...]:
     )
 
 
-MONAI: Final = Peer("MONAI, eager", "monai", lambda peer: _monai(peer, channels_last=False))
+MONAI: Final = Peer("MONAI, eager", "monai", lambda peer: _monai(peer, channels_last=False), BATCH)
 MONAI_LAST: Final = Peer(
-    "MONAI, channels_last_3d", "monai", lambda peer: _monai(peer, channels_last=True)
+    "MONAI, channels_last_3d", "monai", lambda peer: _monai(peer, channels_last=True), BATCH
 )
-TORCHIO: Final = Peer("TorchIO grid, Hann", "torchio", _torchio)
+TORCHIO: Final = Peer("TorchIO grid, Hann", "torchio", _torchio, BATCH)
 NNUNET: Final = Peer(
     "nnU-Net predictor, no mirroring", "nnunetv2", lambda peer: _nnunet(peer, mirroring=False)
 )
 NNUNET_MIRRORED: Final = Peer(
-    "nnU-Net predictor, mirroring", "nnunetv2", lambda peer: _nnunet(peer, mirroring=True)
+    "nnU-Net predictor, mirroring",
+    "nnunetv2",
+    lambda peer: _nnunet(peer, mirroring=True),
+    warmed_by=NNUNET,
 )
 NNUNET_SETTINGS: Final = Peer(
     "nnU-Net's settings through MONAI, no mirroring",
@@ -273,6 +282,7 @@ NNUNET_SETTINGS_MIRRORED: Final = Peer(
     "nnU-Net's settings through MONAI, mirroring",
     "monai",
     lambda peer: _nnunet_settings(peer, mirroring=True),
+    warmed_by=NNUNET_SETTINGS,
 )
 TUTORIAL: Final = Peer("the tutorial's uniform average", "", _tutorial)
 PLAIN_ONNX: Final = Peer("ONNX Runtime, plain loop", "onnxruntime", _plain_onnx)
