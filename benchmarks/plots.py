@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.results_page import of_question, peer_rows
+from benchmarks.results_page import of_question, rows_of
 
 INK: Final = "#24292f"
 FAINT: Final = "#8b949e"
@@ -76,7 +76,7 @@ def _ours(one: dict[str, Any], usual: str) -> str:
 
 def peers(run: dict[str, Any]) -> bytes:
     """How many times as long each peer takes, with the range over the rounds."""
-    found = peer_rows(run)
+    found = rows_of(run, "peers")
     found.sort(key=lambda one: (one["input"] == "box", one["ratio_median"]))
     usual = mode(one["backend"] for one in found)
     figure = Figure(figsize=(9, 1.4 + 0.42 * len(found)), layout="constrained", dpi=130)

@@ -71,11 +71,11 @@ def of_question(run: dict[str, Any], start: str) -> list[dict[str, Any]]:
     ]
 
 
-def peer_rows(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every peer beside each of ours that it was measured against; a record of an earlier version
-    holds one of ours.
+def rows_of(run: dict[str, Any], start: str) -> list[dict[str, Any]]:
+    """Every peer beside each of ours that it was measured against: the records of a question whose
+    rows are those of ours. A record of an earlier version holds one of ours.
     """
-    records = of_question(run, "peers")
+    records = of_question(run, start)
     return [{**one, **row} for one in records for row in one.get("rows", [{}])]
 
 

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.figures import middle
-from benchmarks.results_page import machine, of_question, peer_rows, subject, subjects, table
+from benchmarks.results_page import machine, of_question, rows_of, subject, subjects, table
 
 REGIONS = ("WT", "TC", "ET")
 LABELS = ("NCR", "ED", "ET")
@@ -16,7 +16,7 @@ SCALED = ("scaling: batch", "scaling: threads", "scaling: volume")
 
 def peers(run: dict[str, Any]) -> str:
     """Every peer against ours, ratios with their spread."""
-    found = peer_rows(run)
+    found = rows_of(run, "peers")
     rows = [
         [
             one["peer"],
@@ -272,12 +272,17 @@ def training(run: dict[str, Any]) -> str:
             one["precision"],
             f"{one['peer_s']:.2f}",
             f"{one['ours_s']:.2f}",
-            _ratio(one, len(one["figures"]["ratio"]["values"])),
+            _ratio(one, _rounds(one)),
         ]
-        for one in of_question(run, "a training step")
+        for one in rows_of(run, "a training step")
     ]
     head = ("network and patch", "ours in", "MONAI s a step", "ours s a step", "ratio (spread)")
     return f"{table(head, rows)}\n\n{machine(run)}"
+
+
+def _rounds(step: dict[str, Any]) -> int:
+    """Of a step; records of an earlier version tell it by their figure alone."""
+    return int(step["rounds"]) if "rounds" in step else len(step["figures"]["ratio"]["values"])
 
 
 def _network(one: dict[str, Any]) -> str:

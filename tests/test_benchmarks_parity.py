@@ -88,9 +88,8 @@ def test_figures_are_means_over_a_groups_cases() -> None:
         return one
 
     entry = {"file": "m", "backend": "b", "group": "", "cases": [case(1.0, 0.5), case(0.5, None)]}
-    found = bench_parity.figures_of(
-        [entry, entry | {"group": " of a phantom", "cases": [case(0.25, None)]}]
-    )
+    phantom = entry | {"group": " of a phantom", "cases": [case(0.25, None)]}
+    found = bench_parity.figures_of([entry, phantom])
     assert found["m (b), WT to fp32"]["values"] == [0.75]
     assert found["m (b), WT to truth"]["values"] == [0.5]
     assert found["m (b) of a phantom, WT to fp32"]["values"] == [0.25]

@@ -46,6 +46,14 @@ def test_training_tables_name_network_and_patch() -> None:
     }
     row = "| 8-16, 96x96x80 | bf16 | 3.00 | 1.00 | **3.00** (2.90-3.20) |"
     assert row in training(run_of(common | steps, 1.0)).splitlines()
+    # Ours in two kinds of arithmetic against the same rounds of MONAI.
+    ours = [{"precision": name, "ours_s": 1.5} for name in ("bf16", "fp32")]
+    ours = [one | {f"ratio_{end}": 2.0 for end in ("min", "median", "max")} for one in ours]
+    both = {key: steps[key] for key in ("question", "peer_s")} | {"rows": ours, "rounds": 2}
+    assert training(run_of(common | both, 1.0)).splitlines()[2:4] == [
+        "| 8-16, 96x96x80 | bf16 | 3.00 | 1.50 | **2.00** (2.00-2.00) |",
+        "| 8-16, 96x96x80 | fp32 | 3.00 | 1.50 | **2.00** (2.00-2.00) |",
+    ]
 
 
 def test_peers_shows_the_ratio_with_its_spread() -> None:
