@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,9 +32,13 @@ from benchmarks.scale import QUICK, STANDARD
 from benchmarks.warm_up import CHEAP_S, WarmUp, first_batch, rounds_of, windows
 from export.half_weights import halve_weights
 from runtime.backends import BackendInfo
+from runtime.case import Case
 from runtime.model_card import ModelCard, Shape3
 from runtime.model_dir import ONNX_FP32, ModelDir
-from runtime.nifti import Volume
+from runtime.nifti import Volume, load
+from runtime.ops.numpy import NumpyOps
+from runtime.phantom import Enhancement, write_phantom
+from runtime.preprocess import prepare
 from train.unet import UNet3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -55,6 +60,17 @@ def test_the_first_batch_is_as_large_as_the_volume_allows(shape: Shape3, corner:
     assert first_batch(shape, PATCH, 1) == PATCH
     assert first_batch(shape, PATCH, 4) == corner
     assert windows(corner, PATCH) == min(4, windows(shape, PATCH))
+
+
+def test_the_standard_phantom_is_to_its_brain_as_a_real_case_is(tmp_path: Path) -> None:
+    """What peers on the volume lose by it was half as much again as on a real case."""
+    folder = write_phantom(tmp_path, 1, 3, shape=STANDARD.phantom, enhancement=Enhancement.RIM)
+    card = ModelCard("x", patch=STANDARD.patch)
+    box = prepare(load(Case.from_dir(folder)), card, NumpyOps(), card.patch).voxels.shape[1:]
+    assert [length > size for length, size in zip(box, PATCH, strict=True)] == [False, True, True]
+    phantom = windows(STANDARD.phantom, PATCH) / windows(box, PATCH)
+    real = windows((240, 240, 155), PATCH) / windows((138, 170, 144), PATCH)
+    assert (phantom, real) == (2.0, 2.25)
 
 
 class Counting(nn.Module):
