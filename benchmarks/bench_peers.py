@@ -233,15 +233,14 @@ def bench_peer(
     network, card, _ = trained
     prepared = prepare(volume, card, NumpyOps(), card.patch)
     voxels = _whole(volume, prepared) if pairing.whole else prepared.voxels
-    given = PeerNetwork(network, card, THREADS)
-    segment = peer.make(given)
+    segment = peer.make(PeerNetwork(network, card, THREADS))
     seconds: list[float] = []
     theirs: Labels = np.zeros((0, 0, 0), np.uint8)
     ways = pairing.ours if scale.thorough else pairing.ours[:1]
     with ExitStack() as held:
         timed, left_out = _opened(pairing, ways, model, volume, held)
         first, *others = timed
-        estimate = warm.estimate(peer, given, voxels)
+        estimate = warm.estimate(peer, segment, card.patch, voxels)
         for one in timed:
             one.run()
             one.seconds.clear()

@@ -59,14 +59,15 @@ class Peer:
         needs: the package that must be there, or "".
         make: gives the function that is timed; what it does once is not.
         batch: windows that the network is given at once.
-        warmed_by: a peer that gives the network the same shapes in less time; None is itself.
+        kind: peers of one kind run the network in the same way and keep nothing of their own
+            between runs, so that in one process the first of them warms up all; "" keeps something.
     """
 
     name: str
     needs: str
     make: Callable[[PeerNetwork], Segment]
     batch: int = 1
-    warmed_by: "Peer | None" = None
+    kind: str = ""
 
     def missing(self) -> str | None:
         """Why it cannot be run here; None if it can."""
@@ -259,30 +260,40 @@ def _box(start: Any, patch: Shape3) -> tuple[slice, ...]:
     )
 
 
-MONAI: Final = Peer("MONAI, eager", "monai", lambda peer: _monai(peer, channels_last=False), BATCH)
-MONAI_LAST: Final = Peer(
-    "MONAI, channels_last_3d", "monai", lambda peer: _monai(peer, channels_last=True), BATCH
+MONAI: Final = Peer(
+    "MONAI, eager", "monai", lambda peer: _monai(peer, channels_last=False), BATCH, "MONAI"
 )
-TORCHIO: Final = Peer("TorchIO grid, Hann", "torchio", _torchio, BATCH)
+MONAI_LAST: Final = Peer(
+    "MONAI, channels_last_3d",
+    "monai",
+    lambda peer: _monai(peer, channels_last=True),
+    BATCH,
+    "MONAI, channels last",
+)
+TORCHIO: Final = Peer("TorchIO grid, Hann", "torchio", _torchio, BATCH, "TorchIO")
 NNUNET: Final = Peer(
-    "nnU-Net predictor, no mirroring", "nnunetv2", lambda peer: _nnunet(peer, mirroring=False)
+    "nnU-Net predictor, no mirroring",
+    "nnunetv2",
+    lambda peer: _nnunet(peer, mirroring=False),
+    kind="nnU-Net",
 )
 NNUNET_MIRRORED: Final = Peer(
     "nnU-Net predictor, mirroring",
     "nnunetv2",
     lambda peer: _nnunet(peer, mirroring=True),
-    warmed_by=NNUNET,
+    kind="nnU-Net",
 )
 NNUNET_SETTINGS: Final = Peer(
     "nnU-Net's settings through MONAI, no mirroring",
     "monai",
     lambda peer: _nnunet_settings(peer, mirroring=False),
+    kind="single windows",
 )
 NNUNET_SETTINGS_MIRRORED: Final = Peer(
     "nnU-Net's settings through MONAI, mirroring",
     "monai",
     lambda peer: _nnunet_settings(peer, mirroring=True),
-    warmed_by=NNUNET_SETTINGS,
+    kind="single windows",
 )
-TUTORIAL: Final = Peer("the tutorial's uniform average", "", _tutorial)
+TUTORIAL: Final = Peer("the tutorial's uniform average", "", _tutorial, kind="single windows")
 PLAIN_ONNX: Final = Peer("ONNX Runtime, plain loop", "onnxruntime", _plain_onnx)

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.peers import Peer, PeerNetwork, Voxels
+from benchmarks.peers import Peer, Segment, Voxels
 from runtime.model_card import Shape3
 from runtime.windows import plan_windows
 
@@ -58,27 +58,26 @@ class WarmUp:
     """Runs peers on their first batch.
 
     What is done once, and memory that is asked for first, is not what is compared. What a process
-    has run once at a peer's batch is warm for whatever else that peer is timed on.
+    has run once is warm for all peers of a kind, on whatever they are timed.
     """
 
     def __init__(self) -> None:
         self._seconds_a_window: dict[str, float] = {}
 
-    def estimate(self, peer: Peer, network: PeerNetwork, voxels: Voxels) -> float:
+    def estimate(self, peer: Peer, segment: Segment, patch: Shape3, voxels: Voxels) -> float:
         """Warm up, unless that was done, and say how many seconds all of ``voxels`` should take.
 
         Args:
-            peer: is to be timed; runs itself, or the peer that it says warms it up.
-            network: what it runs.
+            peer: is to be timed.
+            segment: made by it; the very function that will be timed.
+            patch: of its windows.
             voxels: float32 (C, X, Y, Z).
         """
-        runs = peer.warmed_by or peer
-        patch, shape = network.card.patch, _shape(voxels.shape[1:])
-        if runs.name not in self._seconds_a_window:
-            x, y, z = corner = first_batch(shape, patch, runs.batch)
+        shape = _shape(voxels.shape[1:])
+        if peer.kind not in self._seconds_a_window or not peer.kind:
+            x, y, z = corner = first_batch(shape, patch, peer.batch)
             first = np.ascontiguousarray(voxels[:, :x, :y, :z])
-            segment = runs.make(network)
             start = perf_counter()
             segment(first)
-            self._seconds_a_window[runs.name] = (perf_counter() - start) / windows(corner, patch)
-        return self._seconds_a_window[runs.name] * windows(shape, patch)
+            self._seconds_a_window[peer.kind] = (perf_counter() - start) / windows(corner, patch)
+        return self._seconds_a_window[peer.kind] * windows(shape, patch)

@@ -22,10 +22,13 @@ from benchmarks.peers import (
     NNUNET_MIRRORED,
     NNUNET_SETTINGS,
     NNUNET_SETTINGS_MIRRORED,
+    PLAIN_ONNX,
     TORCHIO,
     TUTORIAL,
+    Labels,
     Peer,
     PeerNetwork,
+    Segment,
     Voxels,
 )
 from benchmarks.scale import QUICK, STANDARD
@@ -108,15 +111,15 @@ def test_a_peer_is_warmed_up_at_its_own_batch(
         pytest.skip(peer.missing())
     assert windows((48, 48, 24), tiny_card.patch) == 8
     network = Counting().eval()
-    given = PeerNetwork(network, tiny_card, 2)
+    segment = peer.make(PeerNetwork(network, tiny_card, 2))
     warm = WarmUp()
-    assert warm.estimate(peer, given, voxels) > 0
+    assert warm.estimate(peer, segment, tiny_card.patch, voxels) > 0
     assert network.batches == [peer.batch]
-    peer.make(given)(voxels)
+    segment(voxels)
     assert max(network.batches[1:]) == peer.batch
     # It is done once for all that a peer runs on.
     before = len(network.batches)
-    warm.estimate(peer, given, voxels)
+    warm.estimate(peer, segment, tiny_card.patch, voxels)
     assert len(network.batches) == before
 
 
@@ -124,9 +127,31 @@ def test_eight_mirrorings_are_warmed_up_by_one_pass(voxels: Voxels, tiny_card: M
     if NNUNET_SETTINGS.missing():
         pytest.skip(NNUNET_SETTINGS.missing())
     network = Counting().eval()
-    WarmUp().estimate(NNUNET_SETTINGS_MIRRORED, PeerNetwork(network, tiny_card, 2), voxels)
+    warm = WarmUp()
+    for peer in (NNUNET_SETTINGS, NNUNET_SETTINGS_MIRRORED):
+        segment = peer.make(PeerNetwork(network, tiny_card, 2))
+        warm.estimate(peer, segment, tiny_card.patch, voxels)
     assert network.batches == [1]
-    assert NNUNET_MIRRORED.warmed_by is NNUNET
+    assert NNUNET_MIRRORED.kind == NNUNET.kind != ""
+
+
+def test_a_session_of_its_own_is_warmed_up_each_time(voxels: Voxels, tiny_card: ModelCard) -> None:
+    """The one that is timed: another's memory is of no use to it."""
+    ran: list[Shape3] = []
+
+    def make(_: PeerNetwork) -> Segment:
+        def segment(given: Voxels) -> Labels:
+            ran.append(given.shape[1:])
+            return np.zeros(given.shape[1:], np.uint8)
+
+        return segment
+
+    peer = replace(PLAIN_ONNX, make=make)
+    warm = WarmUp()
+    for _ in range(2):
+        segment = peer.make(PeerNetwork(Counting(), tiny_card, 2))
+        warm.estimate(peer, segment, tiny_card.patch, voxels)
+    assert ran == [tiny_card.patch] * 2
 
 
 def test_the_estimate_is_that_of_all_windows(
@@ -135,9 +160,12 @@ def test_the_estimate_is_that_of_all_windows(
     """One batch of four took a second: eight windows will take two."""
     clock = iter((10.0, 11.0))
     monkeypatch.setattr("benchmarks.warm_up.perf_counter", lambda: next(clock))
-    idle = Peer("idle", "", lambda _: lambda given: np.zeros(given.shape[1:], np.uint8), batch=4)
-    given = PeerNetwork(Counting(), tiny_card, 2)
-    assert WarmUp().estimate(idle, given, voxels) == pytest.approx(2.0)
+
+    def idle(given: Voxels) -> Labels:
+        return np.zeros(given.shape[1:], np.uint8)
+
+    estimate = WarmUp().estimate(MONAI, idle, tiny_card.patch, voxels)
+    assert estimate == pytest.approx(2.0)
 
 
 def test_what_is_cheap_is_timed_at_least_three_times() -> None:
