@@ -34,8 +34,9 @@ def peers(run: dict[str, Any]) -> str:
         *("peer", "gets the", "ours", "peer s", "ours s", "ratio (spread)", "rounds"),
         "changed labels",
     )
-    halved = any(one.get("weights_stored") == "float16" for one in found)
-    note = " Ours stores its weights in fp16, which the peers do not round." if halved else ""
+    # The latter in records of an earlier version.
+    halved = any(one.get("weights_stored") == "float16" or one.get("half_weights") for one in found)
+    note = " Ours stores its weights in fp16; those of the peers are not rounded." if halved else ""
     return f"{table(head, rows)}\n\n{subjects(found)}{note} {machine(run)}"
 
 

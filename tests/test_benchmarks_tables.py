@@ -83,8 +83,9 @@ def test_a_peer_has_a_row_for_each_of_ours() -> None:
     )
     assert "fp16" not in lines[-1]
     rows[0] = PEER | {"weights_stored": "float16"}
-    assert "Ours stores its weights in fp16, which the peers do not round. P, 2 threads" in peers(
-        run_of(shared | {"rows": rows}, 11.0)
+    assert (
+        "Ours stores its weights in fp16; those of the peers are not rounded. P, 2 threads"
+        in peers(run_of(shared | {"rows": rows}, 11.0))
     )
 
 
