@@ -16,7 +16,7 @@ from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_FP32, ModelDir
 from runtime.phantom import write_phantom
 from runtime.windows import plan_windows
-from tests.bench_records import run_of
+from tests.run_records import run_of
 from train.unet import UNet3D
 
 

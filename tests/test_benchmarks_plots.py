@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from benchmarks import plots
-from tests.bench_records import PEER, modes_of, run_of, stages_of, together
+from tests.run_records import PEER, modes_of, run_of, stages_of, together
 
 Pixels = npt.NDArray[np.bool_]
 SWATCH = 60

@@ -18,7 +18,7 @@ from benchmarks.tables import (
     startup,
     training,
 )
-from tests.bench_records import MEMORY, PARITY, PEER, SCALING, modes_of, run_of, stages_of, together
+from tests.run_records import MEMORY, PARITY, PEER, SCALING, modes_of, run_of, stages_of, together
 
 SUBJECT = "Case A (8x8x8), weights w."
 

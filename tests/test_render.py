@@ -9,7 +9,7 @@ import pytest
 from benchmarks import plots
 from benchmarks.render import BLOCKS, QuickRunError, main, render
 from benchmarks.results_page import RESULTS, replace_block
-from tests.bench_records import PEER, modes_of, run_of, stages_of, together
+from tests.run_records import PEER, modes_of, run_of, stages_of, together
 
 
 def test_only_the_block_changes() -> None:
