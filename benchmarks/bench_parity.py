@@ -1,8 +1,9 @@
 """Do the exported artefacts segment as PyTorch does? Region Dice against fp32 and against truth."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
@@ -51,8 +52,8 @@ def graphs(
     if ONNX_FP16 not in found:
         found[ONNX_FP16] = reduce(fp32, "fp16").SerializeToString()
     if ONNX_INT8 not in found:
-        phantom = _phantom(tmp_path_factory.mktemp("calibration"), scale)
-        cases = CalibrationCases([load(phantom)], "phantom")
+        other = _phantom(tmp_path_factory.mktemp("calibration"), scale)
+        cases = CalibrationCases([load(other)], "phantom")
         limits = calibrate(fp32, model.card, cases).limits
         found[ONNX_INT8] = quantize(fp32, limits).SerializeToString()
     return found
@@ -65,41 +66,37 @@ def bench_parity(
     model: ModelDir,
     graphs: dict[str, bytes],
     cases: list[Case],
+    phantom: Case,
     network_facts: dict[str, Any],
 ) -> None:
-    """Every graph on whatever runs it here, judged as at export; its figures go into the report."""
+    """Every graph on whatever runs it here, judged as at export, over the phantom and, apart from
+    it, over real cases where there are any; its figures go into the report.
+    """
     network, card, _ = trained
     reference = Reference(TorchBackend(network, card))
-    read = CaseList(map(_with_truth, cases))
-
-    # Read to the last case.
-    every = replace(Gate(), informative_cases=len(cases))
+    # Of its own verdict: what a network finds in a phantom, which has no patient's tumour, says
+    # nothing of patients.
+    groups = {"": cases} if phantom in cases else {"": cases, " of a phantom": [phantom]}
+    read = {name: CaseList(map(_with_truth, group)) for name, group in groups.items()}
 
     def judge() -> list[dict[str, Any]]:
         entries = []
         for file, data in graphs.items():
-            gate = int8_gate(every) if file == ONNX_INT8 else every
-            with ExitStack() as held:
-                for candidate in _candidates(file, data, card):
-                    held.enter_context(closing(candidate.backend))
-                    entries += certify(reference, [candidate], read, gate, "benchmark")["artefacts"]
+            for candidate in _candidates(file, data, card):
+                with closing(candidate.backend):
+                    for name, group in read.items():
+                        # Read to the last case.
+                        every = replace(Gate(), informative_cases=len(groups[name]))
+                        gate = int8_gate(every) if file == ONNX_INT8 else every
+                        found = certify(reference, [candidate], group, gate, "benchmark")
+                        entries += [one | {"group": name} for one in found["artefacts"]]
         return entries
 
     entries = benchmark.pedantic(judge, rounds=1)
-    figures = {}
-    for entry in entries:
-        name = f"{entry['file']} ({entry['backend']})"
-        for region in REGIONS:
-            against = [("to fp32", [one["dice_to_fp32"][region] for one in entry["cases"]])]
-            truths = [one["dice_to_truth"] for one in entry["cases"] if one.get("dice_to_truth")]
-            against.append(("to truth", [one["artefact"][region] for one in truths]))
-            for what, values in against:
-                if values:
-                    figures[f"{name}, {region} {what}"] = figure([fmean(values)], "Dice")
     kept = ("file", "backend", "arithmetic", "verdict", "cases")
     report(
         "parity",
-        figures,
+        figures_of(entries),
         artefacts=[
             {
                 **{key: entry[key] for key in kept},
@@ -108,15 +105,32 @@ def bench_parity(
             for entry in entries
         ],
         model_sha256={name: model.hashes[name] for name in graphs if name in model.hashes},
-        case=", ".join(case.case_id for case in cases),
+        case=", ".join(case.case_id for group in groups.values() for case in group),
         **network_facts,
     )
-    assert {entry["file"] for entry in entries} == set(graphs)
+    assert {(entry["file"], entry["group"]) for entry in entries} == set(product(graphs, groups))
     labels = np.unique(reference.predict(_with_truth(cases[0])).labels)
     assert len(labels) > 1, "one label for all: nothing can differ"
     # What computes in less promises nothing of cases that its own certificate is not about.
     failed = [e["reasons"] for e in entries if e["arithmetic"] == "fp32" and e["verdict"] == "fail"]
     assert not failed
+
+
+def figures_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean Dice of each artefact, group of cases and region, to fp32 and, where it is known, to
+    truth.
+    """
+    figures = {}
+    for entry in entries:
+        name = f"{entry['file']} ({entry['backend']}){entry['group']}"
+        truths = [one["dice_to_truth"] for one in entry["cases"] if one.get("dice_to_truth")]
+        for region in REGIONS:
+            to_fp32 = [one["dice_to_fp32"][region] for one in entry["cases"]]
+            figures[f"{name}, {region} to fp32"] = figure([fmean(to_fp32)], "Dice")
+            if truths:
+                to_truth = [one["artefact"][region] for one in truths]
+                figures[f"{name}, {region} to truth"] = figure([fmean(to_truth)], "Dice")
+    return figures
 
 
 def _candidates(file: str, data: bytes, card: ModelCard) -> Iterator[Candidate]:

@@ -60,6 +60,7 @@ def _proposed(mode: CertifiedMode) -> Mode:
 MODES: Final = (
     Mode("overlap 0", SegmentOptions(overlap=0.0)),
     Mode("overlap 0.25", SegmentOptions(overlap=0.25)),
+    Mode("overlap 0.375", SegmentOptions(overlap=0.375)),
     Mode("overlap 0.5", SegmentOptions(overlap=0.5)),
     Mode("overlap 0.75", SegmentOptions(overlap=0.75)),
     Mode("overlap 0.5, int8", SegmentOptions(overlap=0.5), "int8"),

@@ -186,14 +186,8 @@ def rounds(pytestconfig: pytest.Config, scale: Scale) -> int:
 
 
 @pytest.fixture(scope="session")
-def cases(
-    pytestconfig: pytest.Config, scale: Scale, tmp_path_factory: pytest.TempPathFactory
-) -> list[Case]:
-    """The case that is timed first: real with --data, else a phantom; after it those that parity
-    is compared on, as many as --parity-cases.
-    """
-    if pytestconfig.getoption("--data") is not None:
-        return cases_of(pytestconfig)
+def phantom(scale: Scale, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A case of no patient."""
     folder = write_phantom(
         tmp_path_factory.mktemp("phantom"),
         1,
@@ -201,7 +195,17 @@ def cases(
         shape=scale.phantom,
         enhancement=Enhancement.RIM,
     )
-    return [Case.from_dir(folder)]
+    return Case.from_dir(folder)
+
+
+@pytest.fixture(scope="session")
+def cases(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> list[Case]:
+    """The case that is timed first: real with --data, else a phantom; after it those that parity
+    is compared on, as many as --parity-cases.
+    """
+    if pytestconfig.getoption("--data") is not None:
+        return cases_of(pytestconfig)
+    return [request.getfixturevalue("phantom")]
 
 
 @pytest.fixture(scope="session")

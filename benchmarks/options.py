@@ -32,7 +32,7 @@ def add_options(parser: pytest.Parser) -> None:
         "--export", action="store_true", help="export the network in fp32 even if there is model/"
     )
     group.addoption("--case", help="the case to time; the first of --data by default")
-    group.addoption("--rounds", type=int, help="times each figure is taken; 2 by default")
+    group.addoption("--rounds", type=int, help="times a figure is taken; 2 or more by default")
     group.addoption("--parity-cases", type=int, default=1, help="cases to compare on")
     group.addoption("--cohort-cases", type=int, help="cases of a cohort; a few by default")
     group.addoption(

@@ -27,6 +27,8 @@ from runtime.windows import importance_map, plan_windows
 Labels = npt.NDArray[np.uint8]
 Voxels = npt.NDArray[np.float32]
 Segment = Callable[[Voxels], Labels]
+BATCH: Final = 4
+"""Of MONAI and TorchIO, whose users set one."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,16 @@ class Peer:
         name: as it stands in tables.
         needs: the package that must be there, or "".
         make: gives the function that is timed; what it does once is not.
+        batch: windows that the network is given at once.
+        kind: peers of one kind run the network in the same way and keep nothing of their own
+            between runs, so that in one process the first of them warms up all; "" keeps something.
     """
 
     name: str
     needs: str
     make: Callable[[PeerNetwork], Segment]
+    batch: int = 1
+    kind: str = ""
 
     def missing(self) -> str | None:
         """Why it cannot be run here; None if it can."""
@@ -92,7 +99,7 @@ def _monai(peer: PeerNetwork, channels_last: bool) -> Segment:
                 sliding_window_inference(
                     torch.from_numpy(voxels)[None],
                     roi_size=peer.card.patch,
-                    sw_batch_size=4,
+                    sw_batch_size=BATCH,
                     predictor=predictor,
                     overlap=0.5,
                     mode="gaussian",
@@ -114,7 +121,7 @@ def _torchio(peer: PeerNetwork) -> Segment:
         sampler = tio.GridSampler(subject, peer.card.patch, half)
         aggregator = tio.GridAggregator(sampler, overlap_mode="hann")
         with torch.inference_mode():
-            for batch in tio.SubjectsLoader(sampler, batch_size=4, num_workers=0):
+            for batch in tio.SubjectsLoader(sampler, batch_size=BATCH, num_workers=0):
                 windows = batch["image"][tio.DATA]
                 aggregator.add_batch(peer.probabilities(windows), batch[tio.LOCATION])
         return _labels(aggregator.get_output_tensor()[None])
@@ -253,26 +260,40 @@ def _box(start: Any, patch: Shape3) -> tuple[slice, ...]:
     )
 
 
-MONAI: Final = Peer("MONAI, eager", "monai", lambda peer: _monai(peer, channels_last=False))
-MONAI_LAST: Final = Peer(
-    "MONAI, channels_last_3d", "monai", lambda peer: _monai(peer, channels_last=True)
+MONAI: Final = Peer(
+    "MONAI, eager", "monai", lambda peer: _monai(peer, channels_last=False), BATCH, "MONAI"
 )
-TORCHIO: Final = Peer("TorchIO grid, Hann", "torchio", _torchio)
+MONAI_LAST: Final = Peer(
+    "MONAI, channels_last_3d",
+    "monai",
+    lambda peer: _monai(peer, channels_last=True),
+    BATCH,
+    "MONAI, channels last",
+)
+TORCHIO: Final = Peer("TorchIO grid, Hann", "torchio", _torchio, BATCH, "TorchIO")
 NNUNET: Final = Peer(
-    "nnU-Net predictor, no mirroring", "nnunetv2", lambda peer: _nnunet(peer, mirroring=False)
+    "nnU-Net predictor, no mirroring",
+    "nnunetv2",
+    lambda peer: _nnunet(peer, mirroring=False),
+    kind="nnU-Net",
 )
 NNUNET_MIRRORED: Final = Peer(
-    "nnU-Net predictor, mirroring", "nnunetv2", lambda peer: _nnunet(peer, mirroring=True)
+    "nnU-Net predictor, mirroring",
+    "nnunetv2",
+    lambda peer: _nnunet(peer, mirroring=True),
+    kind="nnU-Net",
 )
 NNUNET_SETTINGS: Final = Peer(
     "nnU-Net's settings through MONAI, no mirroring",
     "monai",
     lambda peer: _nnunet_settings(peer, mirroring=False),
+    kind="single windows",
 )
 NNUNET_SETTINGS_MIRRORED: Final = Peer(
     "nnU-Net's settings through MONAI, mirroring",
     "monai",
     lambda peer: _nnunet_settings(peer, mirroring=True),
+    kind="single windows",
 )
-TUTORIAL: Final = Peer("the tutorial's uniform average", "", _tutorial)
+TUTORIAL: Final = Peer("the tutorial's uniform average", "", _tutorial, kind="single windows")
 PLAIN_ONNX: Final = Peer("ONNX Runtime, plain loop", "onnxruntime", _plain_onnx)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.results_page import of_question
+from benchmarks.results_page import of_question, rows_of
 
 INK: Final = "#24292f"
 FAINT: Final = "#8b949e"
@@ -76,7 +76,7 @@ def _ours(one: dict[str, Any], usual: str) -> str:
 
 def peers(run: dict[str, Any]) -> bytes:
     """How many times as long each peer takes, with the range over the rounds."""
-    found = of_question(run, "peers")
+    found = rows_of(run, "peers")
     found.sort(key=lambda one: (one["input"] == "box", one["ratio_median"]))
     usual = mode(one["backend"] for one in found)
     figure = Figure(figsize=(9, 1.4 + 0.42 * len(found)), layout="constrained", dpi=130)
@@ -87,9 +87,9 @@ def peers(run: dict[str, Any]) -> bytes:
         low, centre, high = (one[f"ratio_{which}"] for which in ("min", "median", "max"))
         colour = BOX if one["input"] == "box" else VOLUME
         axes.barh(row, centre, color=colour, height=0.66)
-        axes.errorbar(
-            centre, row, xerr=[[centre - low], [high - centre]], color=INK, capsize=3, linewidth=1.2
-        )
+        if one["rounds"] > 1:
+            ends = [[centre - low], [high - centre]]
+            axes.errorbar(centre, row, xerr=ends, color=INK, capsize=3, linewidth=1.2)
         axes.annotate(
             f"{centre:.1f}x",
             (high, row),

@@ -71,6 +71,14 @@ def of_question(run: dict[str, Any], start: str) -> list[dict[str, Any]]:
     ]
 
 
+def rows_of(run: dict[str, Any], start: str) -> list[dict[str, Any]]:
+    """Every peer beside each of ours that it was measured against: the records of a question whose
+    rows are those of ours. A record of an earlier version holds one of ours.
+    """
+    records = of_question(run, start)
+    return [{**one, **row} for one in records for row in one.get("rows", [{}])]
+
+
 def is_quick(run: dict[str, Any]) -> bool:
     """Whether these figures are none that may stand as results."""
     settings = run["machine_info"].get("settings", {})
@@ -78,7 +86,14 @@ def is_quick(run: dict[str, Any]) -> bool:
     return "quick" in marks
 
 
+def subjects(records: Sequence[dict[str, Any]]) -> str:
+    """Which cases and which weights: of records that may be of several runs."""
+    return " ".join(dict.fromkeys(map(subject, records)))
+
+
 def subject(record: dict[str, Any]) -> str:
-    """Which case and which weights."""
-    shape = "x".join(map(str, record["shape"]))
-    return f"Case {record['case']} ({shape}), weights {record['weights']}."
+    """Which case and which weights; several cases are named without their shapes."""
+    case = f"Over {record['case']}"
+    if "shape" in record:
+        case = f"Case {record['case']} ({'x'.join(map(str, record['shape']))})"
+    return f"{case}, weights {record['weights'].removesuffix(' weights')}."

@@ -1,12 +1,13 @@
 """The tables of RESULTS.md, each from the JSON of a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.figures import middle
-from benchmarks.results_page import machine, of_question, subject, table
+from benchmarks.results_page import machine, of_question, rows_of, subject, subjects, table
 
 REGIONS = ("WT", "TC", "ET")
 LABELS = ("NCR", "ED", "ET")
@@ -15,7 +16,7 @@ SCALED = ("scaling: batch", "scaling: threads", "scaling: volume")
 
 def peers(run: dict[str, Any]) -> str:
     """Every peer against ours, ratios with their spread."""
-    found = of_question(run, "peers")
+    found = rows_of(run, "peers")
     rows = [
         [
             one["peer"],
@@ -23,7 +24,7 @@ def peers(run: dict[str, Any]) -> str:
             f"{one['backend']}, {_how(one)}",
             f"{one['peer_s']:.1f}",
             f"{one['ours_s']:.1f}",
-            _spread(one),
+            _ratio(one, one["rounds"]),
             str(one["rounds"]),
             f"{one['changed_labels']:.1e}",
         ]
@@ -33,7 +34,10 @@ def peers(run: dict[str, Any]) -> str:
         *("peer", "gets the", "ours", "peer s", "ours s", "ratio (spread)", "rounds"),
         "changed labels",
     )
-    return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
+    # The latter in records of an earlier version.
+    halved = any(one.get("weights_stored") == "float16" or one.get("half_weights") for one in found)
+    note = " Ours stores its weights in fp16; those of the peers are not rounded." if halved else ""
+    return f"{table(head, rows)}\n\n{subjects(found)}{note} {machine(run)}"
 
 
 def _how(one: dict[str, Any]) -> str:
@@ -42,8 +46,14 @@ def _how(one: dict[str, Any]) -> str:
     return str(one["placement"] if exact else one["quality"])
 
 
-def _spread(one: dict[str, Any]) -> str:
-    return f"**{one['ratio_median']:.2f}** ({one['ratio_min']:.2f}-{one['ratio_max']:.2f})"
+def _ratio(one: dict[str, Any], rounds: int) -> str:
+    middle, ends = one["ratio_median"], (one["ratio_min"], one["ratio_max"])
+    return f"**{middle:.2f}** ({_spread(ends, rounds)})"
+
+
+def _spread(values: Sequence[float], rounds: int) -> str:
+    """The range over the rounds; of one there is none."""
+    return f"{min(values):.2f}-{max(values):.2f}" if rounds > 1 else "1 round"
 
 
 def stages(run: dict[str, Any]) -> str:
@@ -75,7 +85,7 @@ def modes(run: dict[str, Any]) -> str:
     (found,) = of_question(run, "scaling: modes")
     rows = []
     for row in found["rows"]:
-        low, centre, high = row["faster"]
+        faster = row["faster"]
         truth = row["dice_to_truth"]
         rows.append(
             [
@@ -83,7 +93,7 @@ def modes(run: dict[str, Any]) -> str:
                 row["precision"],
                 str(row["windows"]),
                 f"{median(row['seconds']):.2f}",
-                f"**{centre:.2f}** ({low:.2f}-{high:.2f})",
+                f"**{median(faster):.2f}** ({_spread(faster, len(row['seconds']))})",
                 _regions(truth) if truth else "",
                 _regions(row["dice_to_reference"]),
                 f"{row['changed_labels']:.1e}",
@@ -110,9 +120,11 @@ def _regions(dice: dict[str, float]) -> str:
 def scaling(run: dict[str, Any]) -> str:
     """Batch, threads and the size of the volume: seconds with their spread."""
     rows = []
+    used = []
     for question in SCALED:
         what = question.removeprefix("scaling: ")
         for found in of_question(run, question):
+            used.append(found)
             first = median(found["points"][0]["seconds"])
             for point in found["points"]:
                 seconds = point["seconds"]
@@ -121,11 +133,12 @@ def scaling(run: dict[str, Any]) -> str:
                     [
                         what,
                         f"{point['at']}{windows}",
-                        f"{median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f})",
+                        f"{median(seconds):.2f} ({_spread(seconds, len(seconds))})",
                         f"{median(seconds) / first:.2f}",
                     ]
                 )
-    return f"{table(('what', 'at', 's (spread)', 'to the first'), rows)}\n\n{machine(run)}"
+    head = ("what", "at", "s (spread)", "to the first")
+    return f"{table(head, rows)}\n\n{subjects(used)} {machine(run)}"
 
 
 def startup(run: dict[str, Any]) -> str:
@@ -160,7 +173,7 @@ def cohort(run: dict[str, Any]) -> str:
 
 def _range(found: dict[str, Any]) -> str:
     values, unit = found["values"], "" if found["unit"] == "ratio" else f" {found['unit']}"
-    return f"{middle(found):.2f}{unit} ({min(values):.2f}-{max(values):.2f})"
+    return f"{middle(found):.2f}{unit} ({_spread(values, len(values))})"
 
 
 def patient(run: dict[str, Any]) -> str:
@@ -182,21 +195,24 @@ def patient(run: dict[str, Any]) -> str:
 
 def memory(run: dict[str, Any]) -> str:
     """Peak resident memory of one patient."""
+    found = of_question(run, "memory")
     rows = [
         [
             one["backend"],
             f"{one['peak_mib']:.0f}",
             f"{one['device_mib']:.0f}" if one.get("device_mib") is not None else "",
         ]
-        for one in of_question(run, "memory")
+        for one in found
     ]
-    return table(("backend", "peak MiB", "on the device MiB"), rows)
+    head = ("backend", "peak MiB", "on the device MiB")
+    return f"{table(head, rows)}\n\n{subjects(found)} {machine(run)}"
 
 
 def parity(run: dict[str, Any]) -> str:
     """Per artefact and case: Dice to fp32 PyTorch, Dice against truth, changed labels."""
+    (found,) = of_question(run, "parity")
     rows = []
-    for artefact in of_question(run, "parity")[0]["artefacts"]:
+    for artefact in found["artefacts"]:
         for case in artefact["cases"]:
             truth = case.get("dice_to_truth")
             rows.append(
@@ -224,7 +240,7 @@ def parity(run: dict[str, Any]) -> str:
         "max probability error",
         "gate over all cases",
     )
-    return table(head, rows)
+    return f"{table(head, rows)}\n\n{subject(found)} {machine(run)}"
 
 
 def loading(run: dict[str, Any]) -> str:
@@ -257,12 +273,17 @@ def training(run: dict[str, Any]) -> str:
             one["precision"],
             f"{one['peer_s']:.2f}",
             f"{one['ours_s']:.2f}",
-            f"**{one['ratio_median']:.2f}** ({one['ratio_min']:.2f}-{one['ratio_max']:.2f})",
+            _ratio(one, _rounds(one)),
         ]
-        for one in of_question(run, "a training step")
+        for one in rows_of(run, "a training step")
     ]
     head = ("network and patch", "ours in", "MONAI s a step", "ours s a step", "ratio (spread)")
     return f"{table(head, rows)}\n\n{machine(run)}"
+
+
+def _rounds(step: dict[str, Any]) -> int:
+    """Of a step; records of an earlier version tell it by their figure alone."""
+    return int(step["rounds"]) if "rounds" in step else len(step["figures"]["ratio"]["values"])
 
 
 def _network(one: dict[str, Any]) -> str:
@@ -273,8 +294,10 @@ def _network(one: dict[str, Any]) -> str:
 def scores(evaluation: dict[str, Any], predictions: Path) -> str:
     """Dice per case, region and label, HD95 per region, seconds."""
     rows = []
+    made_by = []
     for case_id, found in evaluation["cases"].items():
         sidecar = json.loads((predictions / f"{case_id}.json").read_text())
+        made_by.append(_made_by(sidecar))
         seconds = sidecar["timings_s"]
         rows.append(
             [
@@ -305,4 +328,18 @@ def scores(evaluation: dict[str, Any], predictions: Path) -> str:
         "network s",
         "around it s",
     )
-    return table(head, rows)
+    made = "; ".join(dict.fromkeys(made_by))
+    return f"{table(head, rows)}\n\nProfile {evaluation['profile']}. {made}."
+
+
+def _made_by(sidecar: dict[str, Any]) -> str:
+    """What a prediction was made with, as far as its sidecar says: not on which machine."""
+    model, backend, windows = (sidecar[key] for key in ("model", "backend", "windows"))
+    patch = "x".join(map(str, windows["patch"]))
+    overlap = "/".join(f"{one:g}" for one in dict.fromkeys(windows["overlap"]))
+    return (
+        f"Weights {model['name']} ({model['sha256'][:10]}), {backend['name']} on "
+        f"{backend['device']} in {backend['precision']}, windows of {patch}, overlap {overlap}, "
+        f"{windows['placement']}; brats-deploy {sidecar['run']['version']}, "
+        f"{sidecar['run']['finished'][:10]}"
+    )

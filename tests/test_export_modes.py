@@ -201,9 +201,12 @@ def test_modes_are_added_to_a_model_and_asked_for_by_name(
     assert {entry["backend"], other["backend"]} == {"openvino", "ort"}
     assert made.certificate["artefacts"] == before.certificate["artefacts"]
     assert (entry["quality"], entry["window"]) == ("balanced", "box")
-    assert entry["verdict"] in ("fail", "inconclusive")
+    # Noise is far from itself on either backend.
+    for one in (entry, other):
+        assert one["verdict"] == "fail"
+        assert "to the exact way" in one["reasons"][0]
     assert infer([str(phantom), *flags, "-o", str(out), "--quality", "balanced"]) == 5
-    assert f"a certificate that says {entry['verdict']}" in capsys.readouterr().err
+    assert "a certificate that says fail" in capsys.readouterr().err
 
 
 def test_a_certified_mode_runs_and_is_recorded(

@@ -3,16 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-from benchmarks import conftest
-from benchmarks.figures import figure
+from benchmarks import plots
 from benchmarks.render import BLOCKS, QuickRunError, main, render
-from benchmarks.results_page import RESULTS, machine, replace_block
-from benchmarks.tables import loading, modes, peers, stages, training
+from benchmarks.results_page import RESULTS, replace_block
+from tests.run_records import PEER, modes_of, run_of, stages_of, together
 
 
 def test_only_the_block_changes() -> None:
@@ -27,171 +24,21 @@ def test_a_missing_block_is_refused() -> None:
         replace_block("text", "z", "new")
 
 
-def _run(info: dict[str, Any], median: float) -> dict[str, Any]:
-    return {
-        "machine_info": {
-            "processor": "P",
-            "threads": 2,
-            "python_version": "3.11",
-            "libraries": {"torch": "2"},
-        },
-        "commit_info": {"id": "0123456789abcdef"},
-        "datetime": "2026-01-02T03:04:05",
-        "benchmarks": [{"extra_info": info, "stats": {"median": median}}],
-    }
-
-
-def test_training_tables_name_network_and_patch() -> None:
-    common = {"features": [8, 16], "patch": [96, 96, 80]}
-    loads = {
-        "question": "loading against the step",
-        "augmentation": "TorchIO",
-        "loader_patches_s": 12.34,
-        "step_patches_s": 2.0,
-        "processes_to_feed_it": 0.162,
-    }
-    row = "| 8-16, 96x96x80 | TorchIO | 12.3 | 2.00 | 0.16 |"
-    assert row in loading(_run(common | loads, 1.0)).splitlines()
-    steps = {
-        "question": "a training step against MONAI",
-        "precision": "bf16",
-        "peer_s": 3.0,
-        "ours_s": 1.0,
-        "ratio_min": 2.9,
-        "ratio_median": 3.0,
-        "ratio_max": 3.2,
-    }
-    row = "| 8-16, 96x96x80 | bf16 | 3.00 | 1.00 | **3.00** (2.90-3.20) |"
-    assert row in training(_run(common | steps, 1.0)).splitlines()
-
-
-PEER = {
-    "question": "peers",
-    "peer": "MONAI, eager",
-    "input": "volume",
-    "placement": "fitted",
-    "quality": "exact",
-    "backend": "openvino",
-    "peer_s": 99.0,
-    "ours_s": 11.0,
-    "ratio_median": 9.0,
-    "ratio_min": 8.5,
-    "ratio_max": 9.5,
-    "rounds": 3,
-    "changed_labels": 0.01,
-    "case": "A",
-    "shape": [240, 240, 155],
-    "weights": "w",
-}
-
-
-def test_peers_shows_the_ratio_with_its_spread() -> None:
-    lines = peers(_run(PEER, 11.0)).splitlines()
-    row = "volume | openvino, fitted | 99.0 | 11.0 | **9.00** (8.50-9.50) | 3 | 1.0e-02 |"
-    assert f"| MONAI, eager | {row}" in lines
-    fast = peers(_run(PEER | {"quality": "fast"}, 11.0))
-    assert "| MONAI, eager | volume | openvino, fast | 99.0" in fast
-    assert lines[-1].startswith("Case A (240x240x155), weights w.")
-    assert "2026-01-02, commit 0123456789." in lines[-1]
-
-
-def test_the_footer_says_what_was_not_committed_and_names_every_run() -> None:
-    run = _run(PEER, 11.0)
-    run["commit_info"]["dirty"] = True
-    assert machine(run) == (
-        "P, 2 threads, Python 3.11; torch 2; 2026-01-02, commit 0123456789 with uncommitted "
-        "changes."
-    )
-    other = _run(PEER | {"peer": "nnU-Net"}, 11.0)
-    other["machine_info"]["libraries"] = {"torch": "2", "monai": "absent", "nnunetv2": "2.8"}
-    for one in (run, other):
-        conftest.pytest_benchmark_update_json(one)
-    assert machine(_together(other, run)) == (
-        "P, 2 threads, Python 3.11; torch 2, nnunetv2 2.8; 2026-01-02, commit 0123456789; "
-        "torch 2; 2026-01-02, commit 0123456789 with uncommitted changes."
-    )
-    assert machine(other).count("2026") == 1
-
-
-def _stages(state: str, infer: float) -> dict[str, Any]:
-    p50 = {"decode": 0.05, "infer": infer, "save": 0.02}
-    return {
-        "question": "stages",
-        "state": state,
-        "p50_s": p50 | ({"open": 0.4} if state == "cold" else {}),
-        "p95_s": {name: 2 * seconds for name, seconds in p50.items()} | {"open": 0.5},
-        "figures": {"around the network": figure([0.06, 0.07, 0.09], "s")},
-        "backend": "openvino",
-        "device": "cpu",
-        "case": "A",
-        "shape": [8, 8, 8],
-        "weights": "w",
-    }
-
-
-def _modes(truth: bool) -> dict[str, Any]:
-    dice = {"WT": 0.9, "TC": 0.8, "ET": 0.7}
-    rows = [
-        {
-            "mode": name,
-            "precision": "fp32",
-            "windows": windows,
-            "seconds": [seconds, 1.1 * seconds],
-            "faster": [4 / seconds, 4.1 / seconds, 4.2 / seconds],
-            "dice_to_truth": dice if truth else None,
-            "dice_to_reference": dict.fromkeys(dice, 1.0),
-            "changed_labels": 0.001,
-        }
-        for name, windows, seconds in (("overlap 0", 8, 2.0), ("overlap 0.5", 16, 4.0))
-    ]
-    return {
-        "question": "scaling: modes",
-        "rows": rows,
-        "reference": "overlap 0.5",
-        "scored_cases": ["A"],
-        "backend": "openvino",
-        "device": "cpu",
-        "case": "A",
-        "shape": [8, 8, 8],
-        "weights": "w",
-    }
-
-
-def test_stages_shows_median_and_percentile_cold_and_warm() -> None:
-    run = _together(_run(_stages("cold", 3.0), 3.0), _run(_stages("warm", 2.0), 2.0))
-    lines = stages(run).splitlines()
-    assert lines[0] == "| stage, ms | cold: p50 (p95) | warm: p50 (p95) |"
-    assert "| infer | 3000.0 (6000.0) | 2000.0 (4000.0) |" in lines
-    assert "| open | 400.0 (500.0) |  |" in lines
-    assert "| **around the network** | **70** | **70** |" in lines
-
-
-def test_modes_are_rows_with_their_dice() -> None:
-    row = "| overlap 0 | fp32 | 8 | 2.10 | **2.05** (2.00-2.10) | 0.9000 / 0.8000 / 0.7000 |"
-    assert any(line.startswith(row) for line in modes(_run(_modes(truth=True), 1.0)).splitlines())
-    assert "| **2.05** (2.00-2.10) |  | 1.0000" in modes(_run(_modes(truth=False), 1.0))
-
-
-def _together(*runs: dict[str, Any]) -> dict[str, Any]:
-    return runs[0] | {"benchmarks": [one for run in runs for one in run["benchmarks"]]}
-
-
 def test_a_page_gets_tables_and_pictures(tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
     shutil.copy(RESULTS, page)
-    run = _together(
-        _run(_stages("cold", 3.0), 3.0),
-        _run(_stages("warm", 2.0), 2.0),
-        _run(PEER, 11.0),
-        _run(_modes(truth=True), 1.0),
+    run = together(
+        run_of(stages_of("cold", 3.0), 3.0),
+        run_of(stages_of("warm", 2.0), 2.0),
+        run_of(PEER, 11.0),
+        run_of(modes_of(truth=True), 1.0),
     )
     assert render(run, page) == ["stages", "peers", "modes"]
     for name in ("stages", "peers", "modes"):
         picture = tmp_path / "pictures" / f"bench_{name}.png"
-        with Image.open(picture) as image:
-            assert image.width > 800
-            # Something is drawn: more than a white sheet with a frame.
-            assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
+        draw = {"stages": plots.stages, "peers": plots.peers, "modes": plots.modes}[name]
+        # What it shows: see the tests of the pictures.
+        assert picture.read_bytes() == draw(run)
         assert f"(pictures/bench_{name}.png)" in page.read_text()
     # All else is as it was.
     assert "<!-- parity -->\n| artefact" in page.read_text()
@@ -204,11 +51,11 @@ def test_every_block_that_is_rendered_stands_on_the_page() -> None:
 
 
 def test_a_quick_run_never_becomes_a_result(tmp_path: Path) -> None:
-    run = _run(PEER | {"scale": "quick"}, 11.0)
+    run = run_of(PEER | {"scale": "quick"}, 11.0)
     before = RESULTS.read_bytes()
     with pytest.raises(QuickRunError, match="holds no results"):
         render(run, RESULTS)
-    marked = _run(PEER, 11.0)
+    marked = run_of(PEER, 11.0)
     marked["machine_info"]["settings"] = {"scale": "quick"}
     with pytest.raises(QuickRunError):
         render(marked, RESULTS)
@@ -240,7 +87,7 @@ def test_a_file_that_is_no_run_is_told_in_a_sentence(
     if content is not None:
         path.write_text(content)
     good = tmp_path / "good.json"
-    good.write_text(json.dumps(_run(PEER, 11.0)))
+    good.write_text(json.dumps(run_of(PEER, 11.0)))
     # What is refused is refused before anything is written.
     assert main([str(good), str(path), "--page", str(page)]) == 2
     assert page.read_bytes() == RESULTS.read_bytes()
@@ -256,7 +103,7 @@ def test_a_run_of_another_version_and_a_page_that_is_none_are_told_in_a_sentence
 ) -> None:
     path, page = tmp_path / "run.json", tmp_path / "page.md"
     record = {key: value for key, value in PEER.items() if key != "quality"}
-    path.write_text(json.dumps(_run(record, 11.0)))
+    path.write_text(json.dumps(run_of(record, 11.0)))
     assert main([str(path), "--page", str(page)]) == 2
     assert capsys.readouterr().err.startswith(f"{page}: found no such file, expected RESULTS.md")
     shutil.copy(RESULTS, page)

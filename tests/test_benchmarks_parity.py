@@ -1,0 +1,114 @@
+"""The benchmark of parity judges real cases and a phantom, each by itself; every overlap that is
+asked about is scaled.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import bench_parity
+from benchmarks.bench_scaling import MODES
+from benchmarks.tables import parity
+from runtime.case import Case
+from runtime.model_card import ModelCard
+from runtime.model_dir import ONNX_FP32, ModelDir
+from runtime.phantom import write_phantom
+from runtime.windows import plan_windows
+from tests.run_records import run_of
+from train.unet import UNet3D
+
+
+def judged(
+    tiny: tuple[UNet3D, ModelCard, Path], cases: list[Case], phantom: Case
+) -> dict[str, Any]:
+    """What the benchmark records of the tiny model's fp32 graph."""
+    network, card, path = tiny
+    model = ModelDir.open(path)
+    told: dict[str, Any] = {}
+    bench_parity.bench_parity(
+        benchmark=SimpleNamespace(pedantic=lambda judge, rounds: judge()),
+        report=lambda question, figures, **facts: told.update(
+            facts, figures=figures, question=question
+        ),
+        trained=(network, card, "tiny"),
+        model=model,
+        graphs={ONNX_FP32: model.read(ONNX_FP32)},
+        cases=cases,
+        phantom=phantom,
+        network_facts={"weights": "tiny"},
+    )
+    return told
+
+
+@pytest.fixture
+def tiny(
+    tiny_network: UNet3D, tiny_card: ModelCard, tiny_model: Path
+) -> tuple[UNet3D, ModelCard, Path]:
+    return tiny_network, tiny_card, tiny_model
+
+
+def test_real_cases_do_not_take_the_phantoms_place(
+    tiny: tuple[UNet3D, ModelCard, Path], phantom_root: Path, tmp_path: Path
+) -> None:
+    """With --data there was no phantom."""
+    real = [Case.from_dir(folder) for folder in sorted(phantom_root.iterdir())]
+    phantom = Case.from_dir(write_phantom(tmp_path, 9, 3, shape=(40, 44, 36)))
+    names = [case.case_id for case in real]
+    told = judged(tiny, real, phantom)
+    assert [[one["case_id"] for one in entry["cases"]] for entry in told["artefacts"]] == [
+        names,
+        [phantom.case_id],
+    ] * 2
+    assert {entry["backend"] for entry in told["artefacts"]} == {"openvino", "ort"}
+    assert "model.onnx (ort), WT to fp32" in told["figures"]
+    assert "model.onnx (ort) of a phantom, WT to fp32" in told["figures"]
+    text = parity(run_of(told, 1.0))
+    assert text.count(f"| {phantom.case_id} |") == text.count(f"| {names[0]} |") == 2
+    assert f"Over {', '.join((*names, phantom.case_id))}, weights tiny." in text
+
+
+def test_a_phantom_that_is_the_case_is_judged_once(
+    tiny: tuple[UNet3D, ModelCard, Path], phantom_dir: Path
+) -> None:
+    phantom = Case.from_dir(phantom_dir)
+    told = judged(tiny, [phantom], phantom)
+    assert len(told["artefacts"]) == 2
+    assert told["case"] == phantom.case_id
+    assert not any("of a phantom" in name for name in told["figures"])
+
+
+def test_figures_are_means_over_a_groups_cases() -> None:
+    def case(to_fp32: float, to_truth: float | None) -> dict[str, Any]:
+        regions = ("WT", "TC", "ET")
+        one: dict[str, Any] = {"dice_to_fp32": dict.fromkeys(regions, to_fp32)}
+        if to_truth is not None:
+            one["dice_to_truth"] = {"artefact": dict.fromkeys(regions, to_truth)}
+        return one
+
+    entry = {"file": "m", "backend": "b", "group": "", "cases": [case(1.0, 0.5), case(0.5, None)]}
+    phantom = entry | {"group": " of a phantom", "cases": [case(0.25, None)]}
+    found = bench_parity.figures_of([entry, phantom])
+    assert found["m (b), WT to fp32"]["values"] == [0.75]
+    assert found["m (b), WT to truth"]["values"] == [0.5]
+    assert found["m (b) of a phantom, WT to fp32"]["values"] == [0.25]
+    assert len(found) == 9
+
+
+def test_every_overlap_that_changes_the_plan_of_a_real_case_is_scaled() -> None:
+    """0.375 has a quarter of the windows less than 0.5; box of a case of BraTS 2018."""
+    overlaps = {mode.name: mode.options.overlap for mode in MODES if mode.options.patch is None}
+    counts = {
+        name: len(plan_windows((138, 170, 144), (128, 128, 64), overlap, "fitted"))
+        for name, overlap in overlaps.items()
+        if isinstance(overlap, float)
+    }
+    assert counts == {
+        "overlap 0": 12,
+        "overlap 0.25": 12,
+        "overlap 0.375": 12,
+        "overlap 0.5": 16,
+        "overlap 0.5, int8": 16,
+        "overlap 0.75": 36,
+    }
