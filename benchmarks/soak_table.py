@@ -64,6 +64,19 @@ def kills(bar: Bar) -> Row:
     return done, "0 torn, resumed byte-identical, none done twice", found
 
 
+def cohort_kills(bar: Bar) -> Row:
+    found = (
+        f"{len(bar['torn'])} torn, {len(bar['differing'])} files that differ, "
+        f"{len(bar['done_twice'])} cases done twice, {len(bar['left_after_resume'])} left over "
+        f"({bar['kills_that_left_temporary_files']} kills had left temporary files), "
+        f"{len(bar['locked'])} locks left, {len(bar['still_running'])} processes left (all ended "
+        f"{bar['others_ended_after_s']:.2f} s after the first at the latest)"
+    )
+    ways = ", ".join(f"{count} {way}" for way, count in bar["kills_by_way"].items())
+    done = f"SIGKILL to a cohort of {bar['cases']} cases {bar['kills']} times ({ways})"
+    return done, "resumed: all as of a run left alone, but for times", found
+
+
 def faults(bar: Bar) -> Row:
     calls = ", ".join(f"{count} {name}" for name, count in sorted(bar["operations"].items()))
     found = (
@@ -130,6 +143,7 @@ ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "headers": ("hostile headers", headers),
     "bombs": ("bombs", bombs),
     "kills": ("kills", kills),
+    "cohort_kills": ("kills of a whole cohort", cohort_kills),
     "faults_shim": ("faults in Python's calls", faults),
     "faults_strace": ("faults in system calls", faults),
     "non_finite_input": ("NaN and Inf in images", non_finite),
