@@ -101,6 +101,18 @@ def leaks(bar: Bar) -> Row:
     return f"{bar['cases']} cases in one process", "at most 20 MB more, nothing else", found
 
 
+def flat(bar: Bar) -> Row:
+    first, last = bar["from_case"], bar["from_case"] + bar["cases"]
+    _, _, found = leaks(bar)
+    resident = f"{bar['resident_before_mib']:.1f} to {bar['resident_mib']:.1f} MiB resident"
+    peak = f"peak, tables included, {bar['peak_growth_mib']:+.1f} MiB"
+    return (
+        f"a cohort in one process from its case {first} to its case {last}",
+        "at most 20 MB more, nothing else",
+        f"{resident}: {found}; {peak}",
+    )
+
+
 def control(bar: Bar) -> Row:
     done, _, found = leaks(bar)
     return done, "must be seen as a leak", found
@@ -151,6 +163,7 @@ ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "non_finite_weights": ("weights that overflow, ONNX Runtime", non_finite),
     "non_finite_weights_openvino": ("weights not finite, OpenVINO", non_finite),
     "leaks": ("a cohort", leaks),
+    "leaks_from_20": ("a cohort, early to late", flat),
     "leaks_commands": ("commands in one process", leaks),
     "leak_control_object": ("control: an object kept", control),
     "leak_control_descriptor": ("control: a descriptor kept", control),
