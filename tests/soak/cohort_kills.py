@@ -3,9 +3,9 @@
 python -m tests.soak.cohort_kills CASES MODEL OUT KILLS SEED
 
 A cohort runs in one process, in two that share it, or as a part as on a cluster. SIGKILL goes to
-all of its processes or to the first one alone, whose others must then notice; it is resumed at once
-or when they have. The moments are spread over the run, start and tables included. Prints figures as
-JSON.
+all of its processes, or to the first one alone, whose others must then notice; it is resumed at
+once or when they have. The moments are random and spread over the run, from its start to its
+tables: each is so many finished cases and a part of the time to the next. Prints figures as JSON.
 """
 
 import csv
@@ -122,7 +122,7 @@ def _either(status: str) -> str:
 
 def _page(text: str) -> str:
     """Without the card of times, the rate and the date, and which run did how many."""
-    text = re.sub(r"<section[^>]*>\s*<h2[^>]*>Time</h2>.*?</section>", "", text, flags=re.S)
+    text = re.sub(r"\s*<section[^>]*>\s*<h2[^>]*>Time</h2>.*?</section>", "", text, flags=re.S)
     text = re.sub(r"(?:[\d.]+ cases a minute · )?\d{4}-\d\d-\d\dT[\d:+]+", "", text)
     return re.sub(r'<p class="value">\d+</p>', "", text)
 
@@ -141,13 +141,25 @@ def running(process: psutil.Process) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A run that nobody killed.
+
+    Attributes:
+        content: of its folder.
+        ends: seconds until each case was finished, in that order, and until its end.
+    """
+
+    content: dict[str, Any]
+    ends: list[float]
+
+
 class Killer:
     def __init__(self, cases: Path, model: Path, out: Path, chance: random.Random) -> None:
         self.cases, self.model, self.chance = cases, model, chance
         self.folder, self.errors = out / "predictions", out / "errors"
         self.figures = Figures()
-        self.whole: dict[tuple[str, ...], dict[str, Any]] = {}
-        self.seconds: dict[tuple[str, ...], float] = {}
+        self.whole: dict[tuple[str, ...], Whole] = {}
 
     def begin(self, *flags: str) -> "subprocess.Popen[bytes]":
         """brats-infer as the first process of a group of its own."""
@@ -163,22 +175,39 @@ class Killer:
         """A run that nobody kills."""
         shutil.rmtree(self.folder, ignore_errors=True)
         start = time.perf_counter()
-        code = self.begin(*flags).wait()
-        self.seconds[flags] = time.perf_counter() - start
-        if code:
-            sys.exit(f"a run that was left alone ended with {code}: {self.errors.read_text()}")
+        process = self.begin(*flags)
+        ends: list[float] = []
+        while process.poll() is None:
+            ends += [time.perf_counter() - start] * (len(self.finished()) - len(ends))
+            time.sleep(0.002)
+        ends.append(time.perf_counter() - start)
+        if process.returncode:
+            sys.exit(f"a run that was left alone failed: {self.errors.read_text()}")
         assert not torn(self.folder)
         assert not untrue(self.folder)
-        self.whole[flags] = content(self.folder)
-        self.figures.seconds_uninterrupted[" ".join(flags)] = round(self.seconds[flags], 2)
+        self.whole[flags] = Whole(content(self.folder), ends)
+        self.figures.seconds_uninterrupted[" ".join(flags)] = round(ends[-1], 2)
         label_maps = {
-            name: data for name, data in self.whole[flags].items() if name.endswith(".nii.gz")
+            name: data
+            for name, data in self.whole[flags].content.items()
+            if name.endswith(".nii.gz")
         }
-        first = next(iter(self.whole.values()))
+        first = next(iter(self.whole.values())).content
         assert label_maps.items() <= first.items(), f"{flags}: other label maps"
 
+    def await_moment(self, process: "subprocess.Popen[bytes]", whole: Whole, moment: float) -> None:
+        """Wait until so many cases are finished, and for a part of the time to the next."""
+        count = int(moment * len(whole.ends))
+        while len(self.finished()) < count and process.poll() is None:
+            time.sleep(0.001)
+        gap = whole.ends[count] - (whole.ends[count - 1] if count else 0)
+        time.sleep((moment * len(whole.ends) - count) * gap)
+
     def kill(self, way: Way, moment: float) -> bool:
-        """Begin, kill after ``moment`` of the time that it takes, resume.
+        """Begin, kill at a moment, resume.
+
+        Args:
+            moment: 0 at the start, 1 at the end; the time to each case and to the end counts alike.
 
         Returns:
             False where it had ended before.
@@ -186,7 +215,7 @@ class Killer:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.errors.unlink(missing_ok=True)
         process = self.begin(*way.flags)
-        time.sleep(moment * self.seconds[way.flags])
+        self.await_moment(process, self.whole[way.flags], moment)
         others = children_of(process)
         if way.alone:
             process.kill()
@@ -235,7 +264,7 @@ class Killer:
         }
 
     def at_the_end(self, way: Way, finished: dict[str, tuple[int, int]], name: str) -> None:
-        figures, whole = self.figures, self.whole[way.flags]
+        figures, whole = self.figures, self.whole[way.flags].content
         figures.torn += torn(self.folder)
         figures.untrue += untrue(self.folder)
         found = content(self.folder)
