@@ -633,6 +633,13 @@ FAULTS = (
         "return (self.other_labels, self.probabilities, self.preview)",
         "tests/test_prediction.py::test_a_report_goes_with_the_label_map_that_it_shows",
     ),
+    Fault(
+        "a-cohorts-processes-outlive-the-first",
+        "runtime/processes.py",
+        "                os._exit(1)  # nobody is left to tell\n",
+        "                return\n",
+        "tests/soak/test_cohort_kills.py::test_a_killed_cohort_resumed_is_one_that_was_left_alone",
+    ),
 )
 
 Run = Callable[[], subprocess.CompletedProcess[str]]

@@ -55,6 +55,7 @@ class Way:
 
 
 TWO: Final = ("--device", "cpu,cpu")
+WORKERS: Final = 2
 WAYS: Final = (
     Way(),
     Way(TWO, alone=True),
@@ -77,6 +78,7 @@ class Figures:
     torn: list[str] = field(default_factory=list)
     untrue: list[str] = field(default_factory=list)
     still_running: list[str] = field(default_factory=list)
+    went_on: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
     done_twice: list[str] = field(default_factory=list)
@@ -227,8 +229,9 @@ class Killer:
         figures.kills += 1
         name = f"{' '.join(way.flags) or 'one process'}: {'first alone' if way.alone else 'all'}"
         figures.kills_by_way[name] = figures.kills_by_way.get(name, 0) + 1
+        finished = self.finished()
+        figures.cases_finished_at_kill.append(len(finished))
         if way.at_once:
-            finished = self.finished()
             again = self.begin(*way.flags, "--resume")
             self.await_end(others, name)
         else:
@@ -236,9 +239,11 @@ class Killer:
             figures.torn += torn(self.folder)
             figures.untrue += untrue(self.folder)
             figures.kills_that_left_temporary_files += bool(leftovers(self.folder))
+            more = len(self.finished()) - len(finished)
+            if more > WORKERS:  # each may have been about to rename a sidecar
+                figures.went_on.append(f"{name}: {more} cases more")
             finished = self.finished()
             again = self.begin(*way.flags, "--resume")
-        figures.cases_finished_at_kill.append(len(finished))
         if code := again.wait():
             figures.failed.append(f"{name}: {code} {self.errors.read_text()[-2000:]}")
         self.at_the_end(way, finished, f"{name}, at {moment:.2f}")
