@@ -64,6 +64,19 @@ def kills(bar: Bar) -> Row:
     return done, "0 torn, resumed byte-identical, none done twice", found
 
 
+def cohort_kills(bar: Bar) -> Row:
+    found = (
+        f"{len(bar['torn'])} torn, {len(bar['differing'])} files that differ, "
+        f"{len(bar['done_twice'])} cases done twice, {len(bar['left_after_resume'])} left over "
+        f"({bar['kills_that_left_temporary_files']} kills had left temporary files), "
+        f"{len(bar['locked'])} locks left, {len(bar['still_running'])} processes left (all ended "
+        f"{bar['others_ended_after_s']:.2f} s after the first at the latest)"
+    )
+    ways = ", ".join(f"{count} {way}" for way, count in bar["kills_by_way"].items())
+    done = f"SIGKILL to a cohort of {bar['cases']} cases {bar['kills']} times ({ways})"
+    return done, "resumed: all as of a run left alone, but for times", found
+
+
 def faults(bar: Bar) -> Row:
     calls = ", ".join(f"{count} {name}" for name, count in sorted(bar["operations"].items()))
     found = (
@@ -86,6 +99,18 @@ def leaks(bar: Bar) -> Row:
         f"{bar['threads']:+d}, temporary files {bar['temporary_files']:+d}"
     )
     return f"{bar['cases']} cases in one process", "at most 20 MB more, nothing else", found
+
+
+def flat(bar: Bar) -> Row:
+    first, last = bar["from_case"], bar["from_case"] + bar["cases"]
+    _, _, found = leaks(bar)
+    resident = f"{bar['resident_before_mib']:.1f} to {bar['resident_mib']:.1f} MiB resident"
+    peak = f"peak, tables included, {bar['peak_growth_mib']:+.1f} MiB"
+    return (
+        f"a cohort in one process from its case {first} to its case {last}",
+        "at most 20 MB more, nothing else",
+        f"{resident}: {found}; {peak}",
+    )
 
 
 def control(bar: Bar) -> Row:
@@ -130,6 +155,7 @@ ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "headers": ("hostile headers", headers),
     "bombs": ("bombs", bombs),
     "kills": ("kills", kills),
+    "cohort_kills": ("kills of a whole cohort", cohort_kills),
     "faults_shim": ("faults in Python's calls", faults),
     "faults_strace": ("faults in system calls", faults),
     "non_finite_input": ("NaN and Inf in images", non_finite),
@@ -137,6 +163,7 @@ ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "non_finite_weights": ("weights that overflow, ONNX Runtime", non_finite),
     "non_finite_weights_openvino": ("weights not finite, OpenVINO", non_finite),
     "leaks": ("a cohort", leaks),
+    "leaks_from_20": ("a cohort, early to late", flat),
     "leaks_commands": ("commands in one process", leaks),
     "leak_control_object": ("control: an object kept", control),
     "leak_control_descriptor": ("control: a descriptor kept", control),

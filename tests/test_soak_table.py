@@ -31,6 +31,16 @@ def test_a_row_holds_the_figures_and_the_place() -> None:
     assert lines[-1] == "P, 2 cores, Python 3.11; 2026-01-02, commit 0123456789."
 
 
+def test_a_flat_cohort_is_shown_from_case_to_case() -> None:
+    sizes = {"resident_before_mib": 118.04, "resident_mib": 121.29, "peak_growth_mib": 4.06}
+    row = soak({"leaks_from_20": bar(**{**LEAKS, "cases": 980}, from_case=20, **sizes)})
+    assert row.splitlines()[2] == (
+        "| a cohort, early to late | a cohort in one process from its case 20 to its case 1000 | "
+        "at most 20 MB more, nothing else | 118.0 to 121.3 MiB resident: +3.2 MiB, descriptors "
+        "+0, threads +0, temporary files +0; peak, tables included, +4.1 MiB | yes | 61 |"
+    )
+
+
 def test_readers_stand_side_by_side() -> None:
     readers = {
         "ours": {"flips refused": 1999, "flips harmless": 1, "cuts refused": 500},
@@ -51,6 +61,21 @@ def test_readers_stand_side_by_side() -> None:
     assert "SimpleITK: not installed" in text
 
 
+def test_what_a_killed_cohort_left_is_counted() -> None:
+    lists = {name: [] for name in ("torn", "done_twice", "left_after_resume", "still_running")}
+    found = {"differing": ["cohort.csv"], "locked": [], "others_ended_after_s": 0.034, **lists}
+    ways = {"one process: all": 1, "--device cpu,cpu: first alone": 2}
+    killed = {"kills": 3, "kills_by_way": ways, "kills_that_left_temporary_files": 2, "cases": 8}
+    row = soak({"cohort_kills": bar(**killed, **found, met=False)}).splitlines()[2]
+    assert row == (
+        "| kills of a whole cohort | SIGKILL to a cohort of 8 cases 3 times (1 one process: all, "
+        "2 --device cpu,cpu: first alone) | resumed: all as of a run left alone, but for times | "
+        "0 torn, 1 files that differ, 0 cases done twice, 0 left over (2 kills had left temporary "
+        "files), 0 locks left, 0 processes left (all ended 0.03 s after the first at the latest) | "
+        "**no** | 61 |"
+    )
+
+
 def test_a_bar_that_was_not_met_is_shown() -> None:
     missed = bar(runs=30, missed=["nan"], masks=1, met=False)
     row = "| 30 runs | all detected, 0 masks | 1 missed, 1 masks | **no** | 61 |"
@@ -64,7 +89,7 @@ def test_a_short_form_is_refused() -> None:
 
 def test_what_is_measured_elsewhere_is_left_out() -> None:
     assert soak({"other": bar(), "leaks": bar(**LEAKS)}) == soak({"leaks": bar(**LEAKS)})
-    assert len(ROWS) == 18
+    assert len(ROWS) == 20
 
 
 def test_the_models_files_are_one_row() -> None:

@@ -896,6 +896,13 @@ FAULTS = (
         "wall = self.clock.wall",
         "tests/test_infer_pace.py::test_stages_are_busy_per_thread_and_process",
     ),
+    Fault(
+        "a-cohorts-processes-outlive-the-first",
+        "runtime/processes.py",
+        "                os._exit(1)  # nobody is left to tell\n",
+        "                return\n",
+        "tests/soak/test_cohort_kills.py::test_a_killed_cohort_resumed_is_one_that_was_left_alone",
+    ),
 )
 
 Run = Callable[[], subprocess.CompletedProcess[str]]

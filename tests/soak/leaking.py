@@ -71,6 +71,7 @@ class Watch:
     Attributes:
         before, after: what was held after the warm-up, and after the last case; that one within
             the run, as its end would hide what was held through it.
+        peak: the most bytes until the end of the warm-up.
     """
 
     def __init__(self, case: Case, out: Path, warm: int, count: int, kind: str) -> None:
@@ -79,12 +80,14 @@ class Watch:
         self.kept: list[Any] = []
         self.before: Held | None = None
         self.after: Held | None = None
+        self.peak = 0
 
     def step(self) -> None:
         self.readings.append(Held.now())
         number = len(self.readings)
         if number == self.warm:
             self.before = Held.lately(self.readings, self.out)
+            self.peak = status_bytes("VmHWM")
         elif number > self.warm:
             leak(self.kind, self.case, self.kept)
         if number == self.warm + self.count:
@@ -100,7 +103,11 @@ class Watch:
             "descriptors": after.descriptors - before.descriptors,
             "threads": after.threads - before.threads,
             "temporary_files": after.temporary - before.temporary,
+            "from_case": self.warm,
+            "resident_before_mib": round(before.bytes / 2**20, 1),
             "resident_mib": round(after.bytes / 2**20, 1),
+            # To the run's end: with the tables of a cohort, which are written last.
+            "peak_growth_mib": round((status_bytes("VmHWM") - self.peak) / 2**20, 2),
         }
 
 
@@ -132,6 +139,8 @@ def cohort(watch: Watch, found: list[Case], root: Path, flags: list[object]) -> 
 
     runtime.cohort.segment_cases = watched
     infer(root, *flags)
+    told = json.loads((watch.out / "cohort.json").read_bytes())
+    assert told["cases"]["done"] == len(told["results"]) == watch.warm + watch.count
 
 
 def commands(watch: Watch, found: list[Case], root: Path, flags: list[object]) -> None:

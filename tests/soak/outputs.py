@@ -12,7 +12,6 @@ from runtime.case import Case, Source
 from runtime.errors import BratsError
 from runtime.nifti import load, load_label_map
 
-COHORT: Final = "cohort.json"
 CHANGING: Final = ("timings_s", "run")
 """What differs between the sidecars of two runs that did the same."""
 
@@ -58,7 +57,7 @@ def untrue(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         told = json.loads(path.read_bytes())
-        if path.name == COHORT:
+        if "files" in told:  # a cohort's record
             files = [{"file": name, "sha256": sha256} for name, sha256 in told["files"].items()]
         else:
             output, run = told["output"], told["run"]

@@ -76,12 +76,14 @@ def test_the_writer_fails_at_every_step(
 def test_the_system_fails_at_some_calls(
     cases: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """What of the bar below is not slow: a few faults of a call that writes and one that moves."""
+    """What of the bar below is not slow: a few faults of a call that writes and one that moves, and
+    of one that two threads make.
+    """
     if reason := may_trace():
         pytest.skip(reason)
-    given = (*cases, tiny_model, tmp_path, 11, "write", "rename")
+    given = (*cases, tiny_model, tmp_path, 11, "write", "rename", "unlink")
     figures = worker("tests.soak.faults", "strace", *given)
-    assert figures["operations"].keys() == {"write", "rename"}
+    assert figures["operations"].keys() == {"write", "rename", "unlink"}
     check(figures)
 
 
