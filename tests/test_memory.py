@@ -34,21 +34,45 @@ def test_where_there_is_no_proc_the_system_is_asked(
     assert peak_resident() == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_the_first_case_says_what_all_else_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    peaks = iter([700, 990])
-    monkeypatch.setattr(runtime.memory, "peak_resident", lambda: next(peaks))
-    room = Room(1000)
+@pytest.fixture
+def peaks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the system says next, and then again and again the last."""
+    left = [0]
+    monkeypatch.setattr(
+        runtime.memory, "peak_resident", lambda: left.pop(0) if len(left) > 1 else left[0]
+    )
+    return left
+
+
+def test_the_first_case_says_what_all_else_takes(peaks: list[int]) -> None:
+    peaks[:] = [700, 990]
+    told: list[str] = []
+    room = Room(1000, told.append)
     assert room() == 0  # one at a time
-    room.ran(100)
+    room.done(100)
     assert room() == 1000 - (700 - 100)
-    room.ran(10)  # beside others, which the peak holds too
+    room.done(10)  # beside others, which the peak holds too
     assert room() == 400
+    assert told == []
 
 
-def test_a_process_that_is_too_large_already_takes_one_case_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(runtime.memory, "peak_resident", lambda: 5000)
-    room = Room(1000)
-    room.ran(100)
-    assert room() == 0
+def test_a_process_that_is_too_large_already_takes_one_case_at_a_time(peaks: list[int]) -> None:
+    peaks[:] = [5_000_000_000]
+    told: list[str] = []
+    room = Room(1_000_000_000, told.append)
+    for _ in range(3):
+        room.done(100_000_000)
+        assert room() == 0
+    (line,) = told
+    assert "takes 5 GB where --memory says 1 GB for one case alone" in line
+
+
+def test_a_later_case_that_takes_more_leaves_less_for_those_after_it(peaks: list[int]) -> None:
+    peaks[:] = [700, 1150, 1150, 1200]
+    told: list[str] = []
+    room = Room(1000, told.append)
+    for expected in (400, 250, 250, 200):
+        room.done(100)
+        assert room() == expected
+    (line,) = told
+    assert "fewer cases are in hand from now on" in line
