@@ -1,6 +1,7 @@
 """What a process has taken, against psutil and the system; and what that leaves for cases."""
 
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import runtime.memory
 from runtime.memory import Room, peak_resident
+from runtime.phantom import write_phantoms
 
 MIB = 1 << 20
 
@@ -76,3 +78,31 @@ def test_a_later_case_that_takes_more_leaves_less_for_those_after_it(peaks: list
         assert room() == expected
     (line,) = told
     assert "fewer cases are in hand from now on" in line
+
+
+def test_a_cohort_keeps_to_its_memory(tmp_path: Path, tiny_model: Path) -> None:
+    """What the system says of two runs: one with as many cases in hand as are useful, and one that
+    is to do with less.
+    """
+    (first,) = write_phantoms(tmp_path / "cases", 1, 5, (128, 128, 96))
+    for number in range(2, 8):
+        for path in first.glob("*.nii.gz"):
+            copy = Path(str(path).replace("_0001", f"_{number:04}"))
+            copy.parent.mkdir(exist_ok=True)
+            copy.hardlink_to(path)
+    code = (
+        "import sys, runtime.memory\nfrom runtime.cli.infer import main\n"
+        "assert main(sys.argv[1:]) == 0\nprint(runtime.memory.peak_resident())"
+    )
+
+    def peak(name: str, *flags: str) -> int:
+        words = [tmp_path / "cases", "--model", tiny_model, "--backend", "ort", "--threads", "1"]
+        words += ["--overlap", "0", "-o", tmp_path / name, *flags]
+        command = [sys.executable, "-c", code, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "--memory says" not in " ".join(done.stderr.split())
+        return int(done.stdout.splitlines()[-1])
+
+    free = peak("free")
+    bound = free - 32 * MIB
+    assert peak("bound", "--memory", str(bound)) <= bound
