@@ -1,6 +1,7 @@
 """Which mode fits a budget of seconds a case, by what is measured on this machine."""
 
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +13,38 @@ import numpy as np
 from runtime.backends import BackendOptions, open_backend
 from runtime.backends.seam import Backend
 from runtime.case import Case
-from runtime.errors import BackendUnavailableError, BratsError, ParityError, UsageError
+from runtime.errors import (
+    BackendUnavailableError,
+    BratsError,
+    ComputeError,
+    InputError,
+    ParityError,
+    UsageError,
+)
 from runtime.labels import LabelMap
 from runtime.model_dir import ModelDir
-from runtime.modes import QUALITIES, Mode, certified, check_covers, options_of, wanted_of
+from runtime.modes import (
+    EXACT,
+    QUALITIES,
+    Mode,
+    certified,
+    check_covers,
+    options_of,
+    placed,
+    wanted_of,
+)
 from runtime.nifti import Volume, load
-from runtime.nifti_writer import write_label_map
+from runtime.nifti_writer import write_label_map, write_probabilities
+from runtime.ops import Array
 from runtime.postprocess import postprocess
-from runtime.preprocess import prepare
-from runtime.segmenter import Segmenter, SegmentOptions
+from runtime.preprocess import Prepared, prepare
+from runtime.segmenter import Segmenter, SegmentOptions, pasted
 from runtime.volumes import volumes_ml
 
 WARM_UP: Final = 1
 TIMED: Final = 3
-"""Windows that are run before the clock starts, and that are timed; of a single window, that one.
+"""Windows that are run before the clock starts, and that are timed. Of one over the brain box the
+first is timed, as its shape is another in each case: see `_warm_up`.
 """
 MARGIN: Final = 1.1
 """What a forecast is multiplied by: windows of a long run differ from the first few."""
@@ -39,8 +58,9 @@ class Forecast:
         mode: which.
         windows: how many.
         window_s: mean seconds of one, with its gathering and stitching.
-        seconds: of the whole case, from its files to its label map on disk, with `MARGIN`; without
-            pictures, pages and probabilities, and without opening the model, which a run does once.
+        seconds: of the whole case, from its files to its label map (and probabilities) on disk,
+            with `MARGIN`; without pictures and pages, and without opening the model, which a run
+            does once.
     """
 
     mode: Mode
@@ -57,7 +77,7 @@ class Choice:
         mode: the best that does.
         backend: opened for it, warm; whoever gets it closes it.
         forecasts: those that led to it, its own last.
-        passed_over: why better modes were not tried, by their names.
+        passed_over: why better modes cannot be run here, by their names.
     """
 
     mode: Mode
@@ -72,7 +92,7 @@ def best_within(
     """The best certified mode that is forecast to take no longer.
 
     Modes are measured from the best downwards, until one fits: one case is read and prepared, and a
-    few of its windows are run. A mode that cannot be run here is passed over.
+    few of its windows are run. A mode that cannot be run here, or not on this case, is passed over.
 
     Args:
         seconds: the budget of a case.
@@ -91,40 +111,72 @@ def best_within(
     refused: list[tuple[Mode, BratsError]] = []
     for mode in certified(model):
         try:
-            check_covers(model, mode, wanted.backend, wanted.device)
-            backend = open_backend(model, wanted_of(mode, wanted))
-        except (BackendUnavailableError, ParityError) as error:
+            backend, forecast = _tried(mode, model, wanted, volume, load_s, options)
+        except (BackendUnavailableError, ParityError, InputError, ComputeError) as error:
+            if mode == EXACT and isinstance(error, InputError):
+                raise  # no mode reads what that one cannot
             refused.append((mode, error))
             continue
-        with ExitStack() as held:
-            held.enter_context(closing(backend))
-            try:
-                check_covers(model, mode, backend.info.name, backend.info.device)
-            except ParityError as error:
-                refused.append((mode, error))
-                continue
-            forecasts.append(_forecast(mode, backend, volume, load_s, options))
-            if forecasts[-1].seconds <= seconds:
-                held.pop_all()
-                passed = tuple(f"{one.quality} is passed over: {why}" for one, why in refused)
-                return Choice(mode, backend, tuple(forecasts), passed)
+        forecasts.append(forecast)
+        if forecast.seconds <= seconds:
+            passed = tuple(f"{one.quality} is passed over: {why}" for one, why in refused)
+            return Choice(mode, backend, tuple(forecasts), passed)
+        backend.close()
     if not forecasts:
         raise refused[0][1]
     fastest = min(forecasts, key=lambda one: one.seconds)
-    missing = sorted({*QUALITIES} - {one.mode.quality for one in forecasts})
     raise UsageError(
         f"--budget {seconds:g}s",
-        found=f"{fastest.seconds:.1f} s for {case.case_id} at --quality {fastest.mode.quality}, "
-        "the fastest certified mode here",
+        found="; ".join((
+            f"{fastest.seconds:.1f} s for {case.case_id} at --quality {fastest.mode.quality}, "
+            "the fastest certified mode here",
+            *(f"{one.quality} is passed over: {why.where}: {why.found}" for one, why in refused),
+        )),
         expected="a mode that fits",
-        remedy=f"give it {math.ceil(fastest.seconds)}s"
-        + (
-            f", or certify {' and '.join(missing)} with brats-export {model.path} --modes "
-            "--data CASES"
-            if missing
-            else ", or a faster machine"
-        ),
-    )
+        remedy=f"give it {math.ceil(fastest.seconds)}s, or {_faster(model, forecasts, refused)}",
+    )  # fmt: skip
+
+
+def _faster(
+    model: ModelDir, forecasts: Sequence[Forecast], refused: Sequence[tuple[Mode, BratsError]]
+) -> str:
+    """What might help; no certificate does where a mode has failed for another reason."""
+    lost = {mode.quality for mode, why in refused if not isinstance(why, ParityError)}
+    measured = {one.mode.quality for one in forecasts}
+    missing = [one for one in QUALITIES if one not in measured | lost]
+    if not missing:
+        return "a faster machine"
+    return f"certify {' and '.join(missing)} with brats-export {model.path} --modes --data CASES"
+
+
+def _tried(
+    mode: Mode,
+    model: ModelDir,
+    wanted: BackendOptions,
+    volume: Volume,
+    load_s: float,
+    options: SegmentOptions,
+) -> tuple[Backend, Forecast]:
+    """A backend for a mode, open, and what it would take.
+
+    Raises:
+        BratsError: the mode cannot be run here, or not on this case.
+    """
+    backend = open_backend(model, placed(model, mode, wanted_of(mode, wanted)))
+    with ExitStack() as held:
+        held.enter_context(closing(backend))
+        check_covers(model, mode, backend.info.name, backend.info.device)
+        try:
+            forecast = _forecast(mode, backend, volume, load_s, options)
+        except MemoryError as error:
+            raise ComputeError(
+                f"--quality {mode.quality}",
+                found="too little memory" + (f" ({error})" if str(error) else ""),
+                expected=f"room for {volume.case.case_id}",
+                remedy="close other programs, or choose another --quality",
+            ) from error
+        held.pop_all()
+    return backend, forecast
 
 
 def _forecast(
@@ -136,20 +188,50 @@ def _forecast(
     prepare_s = ops.seconds(start, ops.mark())
     full = ops.zeros(prepared.placement.file_shape, np.uint8, fortran=True)
     labels = prepared.placement.boxed(full)
-    segmenter.stitch(prepared, labels, limit=WARM_UP)
+    _warm_up(segmenter, prepared, labels)
     timed = segmenter.stitch(prepared, labels, limit=TIMED)
     seconds, windows = timed.timings, len(timed.plan)
     window_s = (seconds.gather + seconds.network + seconds.stitch) / min(TIMED, windows)
-    after_s = _after(ops.download(full), backend, volume, options)
-    whole = load_s + prepare_s + seconds.bind + window_s * windows + seconds.finish + after_s
+    whole = load_s + prepare_s + seconds.bind + window_s * windows + seconds.finish
+    whole += _labels_s(ops.download(full), backend, volume, options)
+    if timed.probabilities is not None:
+        whole += _probabilities_s(timed.probabilities.shape, prepared, volume)
     return Forecast(mode, windows, window_s, whole * MARGIN)
 
 
-def _after(labels: LabelMap, backend: Backend, volume: Volume, options: SegmentOptions) -> float:
+def _warm_up(segmenter: Segmenter, prepared: Prepared, labels: Array) -> None:
+    """Pay what a run pays once, and nothing of what each of its cases pays.
+
+    Where the window is the brain box, a backend meets a new shape with nearly every case (OpenVINO
+    chooses its kernels when it does), so that another shape than this case's warms it up.
+    """
+    if segmenter.patch != "box":
+        segmenter.stitch(prepared, labels, limit=WARM_UP)
+        return
+    card, backend = segmenter.backend.card, segmenter.backend
+    x, y, z = card.patch
+    if prepared.placement.shape == card.patch:
+        x += card.divisor
+    backend.bind((x, y, z), 1)
+    backend.run(WARM_UP, lambda *windows: None, lambda *windows: None)
+
+
+def _labels_s(labels: LabelMap, backend: Backend, volume: Volume, options: SegmentOptions) -> float:
     """Seconds from the label map to its file, which is not written."""
     start = perf_counter()
     if options.postprocess:
         labels = postprocess(labels, backend.card.postprocess, volume.grid.spacing)
     volumes_ml(labels, volume.grid.spacing)
     write_label_map(Path("label map.nii.gz"), labels, volume.grid, lambda path, data: None)
+    return perf_counter() - start
+
+
+def _probabilities_s(shape: tuple[int, ...], prepared: Prepared, volume: Volume) -> float:
+    """Seconds from blended probabilities to their file: of noise, which nothing compresses worse
+    than, as the few windows that were run leave most of them at 0.
+    """
+    noise = np.random.default_rng(0).random(shape, np.float32)
+    start = perf_counter()
+    full = pasted(prepared.placement, noise)
+    write_probabilities(Path("all.nii.gz"), full, volume.grid, lambda path, data: None)
     return perf_counter() - start

@@ -9,7 +9,7 @@ from runtime.manifest import unusable
 from runtime.model_dir import ONNX_FP32, ONNX_INT8, PARITY, ModelDir
 
 if TYPE_CHECKING:  # --help needs neither
-    from runtime.backends import BackendOptions
+    from runtime.backends import BackendName, BackendOptions, Precision
     from runtime.segmenter import SegmentOptions
 
 REAL: Final = "data"
@@ -17,6 +17,8 @@ REAL: Final = "data"
 Quality = Literal["exact", "balanced", "fast"]
 QUALITIES: Final[tuple[Quality, ...]] = get_args(Quality)
 """Best first."""
+_BACKENDS: Final = ("trt", "openvino", "ort")
+_KINDS: Final = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Mode:
 
     Attributes:
         quality: its name.
-        precision: "auto" is the device's default, "int8" the quantised graph.
+        precision: "auto" is the device's default for "exact" and fp32 for the others, whose
+            certificates are about that graph; "int8" is the quantised one.
         overlap: of the windows, a fraction in [0, 1); None is the card's.
         box: one window over the whole brain box instead, rounded up to the network's divisor.
     """
@@ -86,23 +89,66 @@ def check_covers(model: ModelDir, mode: Mode, backend: str, device: str) -> None
     Raises:
         ParityError: it was judged on other backends or devices alone.
     """
-    if mode == EXACT:
+    if mode == EXACT or _fitting(model, mode, backend, device):
         return
-    kind = device.partition(":")[0]
-    passed = [entry for entry in _entries(model, mode.quality) if not _against(model, entry, mode)]
-    places = [
-        (entry.get("backend"), str(entry.get("device")).partition(":")[0]) for entry in passed
-    ]
-    if any(backend in ("auto", name) and kind in ("auto", there) for name, there in places):
-        return
-    known = " and ".join(dict.fromkeys(f"{name} on {there}" for name, there in places))
+    places = _places(model, mode)
+    known = " and ".join(f"{name} on {there}" for name, there in places)
     asked = "another" if backend == "auto" else backend
+    # brats-export certifies modes on the CPU, so that it is no help to who wants a GPU.
+    here = (
+        f"certify it here with brats-export {model.path} --modes --data CASES, "
+        if backend in ("auto", "openvino", "ort") and _kind(device) in ("auto", "cpu")
+        else ""
+    )
+    name, there = places[0] if places else ("auto", "cpu")
     raise ParityError(
         f"--quality {mode.quality}",
         found=f"{asked} on {device}",
         expected=f"what it was certified with: {known}",
-        remedy="name that with --backend and --device, certify it here with brats-export "
-        f"{model.path} --modes --data CASES, or use --quality exact",
+        remedy=f"run it with --backend {name} --device {there}, {here}or use --quality exact",
+    )
+
+
+def placed(model: ModelDir, mode: Mode, wanted: "BackendOptions") -> "BackendOptions":
+    """Where "auto" leaves the choice, choose among what a mode was certified on.
+
+    Raises:
+        ParityError: as for `check_covers`.
+    """
+    check_covers(model, mode, wanted.backend, wanted.device)
+    if mode == EXACT:
+        return wanted
+    fitting = _fitting(model, mode, wanted.backend, wanted.device)
+    names, kinds = ({*side} for side in zip(*fitting, strict=True))
+    backend, device = wanted.backend, wanted.device
+    if backend == "auto" and len(names) == 1 and names <= {*_BACKENDS}:
+        backend = cast("BackendName", names.pop())
+    if device == "auto" and len(kinds) == 1 and kinds <= {*_KINDS}:
+        device = kinds.pop()
+    return replace(wanted, backend=backend, device=device)
+
+
+def box_mode(model: ModelDir, precision: "Precision") -> Mode:
+    """The named mode whose plan is one window over the brain box in some precision.
+
+    Raises:
+        ParityError: no certificate speaks of one, or it is refused; see `mode_of`.
+        InputError: a certificate's entry cannot be read.
+    """
+    graph = {"auto": ONNX_FP32, "fp32": ONNX_FP32, "int8": ONNX_INT8}.get(precision)
+    refused: ParityError | None = None
+    for quality in QUALITIES[1:]:
+        plans = [_read(model, entry) for entry in _entries(model, quality)]
+        if not any(plan.box and plan.artefact == graph for plan in plans):
+            continue
+        try:
+            return mode_of(model, quality)
+        except ParityError as error:
+            refused = refused or error
+    raise refused or _refused(
+        model,
+        "fast" if precision == "int8" else "balanced",
+        f"no certificate for one window over the brain box in precision {precision}",
     )
 
 
@@ -132,9 +178,34 @@ def wanted_of(mode: Mode, wanted: "BackendOptions") -> "BackendOptions":
     """Open what a mode needs, and in all else as the options say."""
     return replace(
         wanted,
-        precision=mode.precision if mode.precision != "auto" else wanted.precision,
+        precision=wanted.precision if mode == EXACT else _precision(mode),
         patch="box" if mode.box else wanted.patch,
     )
+
+
+def _precision(mode: Mode) -> "Precision":
+    return "fp32" if mode.precision == "auto" else mode.precision
+
+
+def _kind(device: object) -> str:
+    """ "cuda" of "cuda:0"."""
+    return str(device).partition(":")[0]
+
+
+def _places(model: ModelDir, mode: Mode) -> list[tuple[str, str]]:
+    """Backends and kinds of devices on which a mode has passed, each once."""
+    passed = [entry for entry in _entries(model, mode.quality) if not _against(model, entry, mode)]
+    places = ((str(entry.get("backend")), _kind(entry.get("device"))) for entry in passed)
+    return list(dict.fromkeys(places))
+
+
+def _fitting(model: ModelDir, mode: Mode, backend: str, device: str) -> list[tuple[str, str]]:
+    """Those of them that are asked for."""
+    return [
+        (name, there)
+        for name, there in _places(model, mode)
+        if backend in ("auto", name) and _kind(device) in ("auto", there)
+    ]
 
 
 def _entries(model: ModelDir, quality: Quality) -> list[Mapping[str, Any]]:

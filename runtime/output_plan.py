@@ -59,6 +59,7 @@ class OutputPlan:
             nobody has asked for it again.
         overwrite: whether files that are ours may be replaced, edited ones too; with ``keeps``
             those that are as they were written.
+        budget_s: seconds that the case may take; its sidecar warns where it takes more.
     """
 
     labels: Path
@@ -73,6 +74,7 @@ class OutputPlan:
     truth: dict[str, str | None] | None = None
     keeps: bool = False
     overwrite: bool = False
+    budget_s: float | None = None
 
     def files(self) -> tuple[Path, ...]:
         """Every file that a run on this case writes, or removes as a leftover of an earlier one."""

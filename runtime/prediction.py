@@ -3,7 +3,7 @@ the commit record.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -114,6 +114,7 @@ def _written(
     windows = prediction.plan
     timings = {} if load_seconds is None else {"load": load_seconds}
     timings |= asdict(prediction.timings) | {"save": save_seconds}
+    timings = {stage: round(seconds, 4) for stage, seconds in timings.items()}
     run: dict[str, Any] = {
         "version": __version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -150,8 +151,8 @@ def _written(
         },
         "settings": settings,
         "volumes_ml": volumes_ml(prediction.labels, grid.spacing),
-        "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
-        "warnings": [*prediction.warnings, *plan.warnings],
+        "timings_s": timings,
+        "warnings": [*prediction.warnings, *plan.warnings, *_late(timings, plan.budget_s)],
         "run": run,
     }
     pages = Pages() if look is None else look(prediction, sidecar)
@@ -167,6 +168,13 @@ def _written(
     if plan.keeps:
         _keep(plan, sidecar)
     return sidecar
+
+
+def _late(timings: Mapping[str, float], budget_s: float | None) -> list[str]:
+    seconds = sum(timings.values())
+    if budget_s is None or seconds <= budget_s:
+        return []
+    return [f"took {seconds:.2f} s, longer than the budget of {budget_s:g} s"]
 
 
 def _keep(plan: OutputPlan, sidecar: dict[str, Any]) -> None:

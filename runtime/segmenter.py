@@ -208,7 +208,7 @@ class Segmenter:
         labels = ops.download(full)
         probabilities = None
         if self.options.probabilities:
-            probabilities = _pasted(ran.placement, ops.download(ran.result.probabilities()))
+            probabilities = pasted(ran.placement, ops.download(ran.result.probabilities()))
         return labels, probabilities, ops.seconds(start, ops.mark())
 
     def stitch(
@@ -302,8 +302,10 @@ class Segmenter:
         )
 
 
-def _pasted(placement: BoxPlacement, blended: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities (classes, x, y, z) of the box as a volume (X, Y, Z, classes) in file order."""
+def pasted(placement: BoxPlacement, blended: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities of the box as a volume: float32 (classes, x, y, z), with or without its
+    padding, becomes (X, Y, Z, classes) in file order; background is 1 outside of it.
+    """
     full = np.zeros((*placement.file_shape, len(blended)), np.float32, order="F")
     full[..., 0] = 1.0
     placement.boxed(full)[...] = np.moveaxis(placement.inner(blended), 0, -1)

@@ -31,6 +31,7 @@ class Work:
         resume: leave out cases whose earlier result still stands.
         as_good: other graphs, by their hashes, and options whose results stand as well.
         memory: bytes that a process may take; None leaves it to itself.
+        warnings: what is to be told of every case, in its sidecar too.
     """
 
     model: Path
@@ -41,6 +42,7 @@ class Work:
     resume: bool = False
     as_good: Sequence[tuple[str, SegmentOptions]] = ()
     memory: int | None = None
+    warnings: tuple[str, ...] = ()
 
     def on(self, device: str, threads: int | None, share: int) -> "Work":
         """The same on one of several devices: a share of the memory, and its own CPU threads."""

@@ -1,7 +1,9 @@
 """The certificate of the faster modes, on label maps of known counts, then through brats-export."""
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,17 +14,19 @@ import numpy.typing as npt
 import pytest
 
 import export.cli
+import runtime.backends.opening
 import runtime.budget
+import runtime.cli.infer_mode
 from export.modes import ModeGate, certify_modes
 from export.parity import ParityCase
 from runtime.atomic import write_bytes, write_json
-from runtime.backends import BackendInfo, Fill, Take
+from runtime.backends import Backend, BackendInfo, BackendOptions, Fill, Take, open_backend
 from runtime.budget import Forecast
 from runtime.cli.infer import main as infer
 from runtime.labels import REGIONS, Label, LabelMap
 from runtime.manifest import MANIFEST, manifest_of
 from runtime.model_card import InferenceDefaults, ModelCard, Shape3
-from runtime.model_dir import ModelDir
+from runtime.model_dir import ONNX_FP32, ONNX_INT8, ModelDir
 from runtime.modes import Mode
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
@@ -221,20 +225,24 @@ def test_a_certified_mode_runs_and_is_recorded(
     assert sidecar["windows"]["count"] == 1
     divisor = ModelDir.open(model).card.divisor
     assert all(size % divisor == 0 for size in sidecar["windows"]["patch"])
-    # The same windows asked for by hand give the same label map, under no name.
-    by_hand = tmp_path / "by_hand"
-    flags = ["--model", str(model), "--backend", "ort", "-o", str(by_hand), "--patch", "box"]
-    assert infer([str(phantom_dir), *flags]) == 0
-    (other,) = (json.loads(path.read_text()) for path in by_hand.glob("*.json"))
-    assert other["output"]["sha256"] == sidecar["output"]["sha256"]
-    assert other["settings"]["quality"] == ""
+    # The same window asked for by hand gives the same label map, by the same certificate, under no
+    # name.
+    for number, flags in enumerate(([], ["--precision", "fp32"], ["--uncertified"])):
+        by_hand = tmp_path / f"by_hand{number}"
+        flags += ["--model", str(model), "--backend", "ort", "-o", str(by_hand), "--patch", "box"]
+        assert infer([str(phantom_dir), *flags]) == 0
+        (other,) = (json.loads(path.read_text()) for path in by_hand.glob("*.json"))
+        assert other["output"]["sha256"] == sidecar["output"]["sha256"]
+        assert other["settings"]["quality"] == ""
+        assert other["warnings"] == sidecar["warnings"]
 
 
-def with_modes(model: Path, copy: Path, *modes: Mode) -> Path:
+def with_modes(model: Path, copy: Path, *modes: Mode, **other: Any) -> Path:
     """A copy of a model directory whose certificate says that some modes passed."""
     shutil.copytree(model, copy)
+    write_bytes(copy / MANIFEST, manifest_of(copy))
     opened = ModelDir.open(copy)
-    passed = {"verdict": "pass", "source": "data", "backend": "ort", "device": "cpu"}
+    passed = {"verdict": "pass", "source": "data", "backend": "ort", "device": "cpu"} | other
     entries = [mode.record() | passed | {"sha256": opened.hashes[mode.artefact]} for mode in modes]
     write_json(copy / "parity.json", {**opened.certificate, "modes": entries})
     write_bytes(copy / MANIFEST, manifest_of(copy))
@@ -246,10 +254,72 @@ def test_a_mode_is_not_run_where_nobody_certified_it(
 ) -> None:
     model = with_modes(tiny_model, tmp_path / "model", Mode("balanced", box=True))
     flags = [str(phantom_dir), "--model", str(model), "-o", str(tmp_path / "out")]
-    for asked in (["--backend", "openvino"], ["--device", "cuda:0"], ["--backend", "trt"], []):
-        # Without a word of the user's it is what opens first, openvino.
+    for asked in (["--backend", "openvino"], ["--device", "cuda:0"], ["--backend", "trt"]):
         assert infer([*flags, "--quality", "balanced", *asked]) == 5
-        assert "certified with: ort on cpu" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "certified with: ort on cpu" in told
+        assert "run it with --backend ort --device cpu" in told
+        # By hand it is the same mode.
+        assert infer([*flags, "--patch", "box", *asked]) == 5
+        assert "--patch box: found" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("asked", [["--quality", "balanced"], ["--patch", "box"]])
+def test_a_mode_runs_on_what_it_was_certified_with_though_there_is_a_gpu(
+    tiny_model: Path,
+    phantom_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    asked: list[str],
+) -> None:
+    model = with_modes(tiny_model, tmp_path / "model", Mode("balanced", box=True))
+    out = tmp_path / "out"
+    flags = [str(phantom_dir), "--model", str(model), "-o", str(out)]
+    for module in (runtime.backends.opening, runtime.cli.infer_mode):
+        monkeypatch.setattr(module, "cuda_devices", lambda: 1)
+    assert infer([*flags, *asked]) == 0
+    assert "certified on the CPU alone: that runs it, not the GPU" in capsys.readouterr().err
+    (sidecar,) = (json.loads(path.read_text()) for path in out.glob("*.json"))
+    backend = sidecar["backend"]
+    # OpenVINO, which else opens before it, is not certified; and neither was tried in vain.
+    assert (backend["name"], backend["device"], backend["precision"]) == ("ort", "cpu", "fp32")
+    assert backend["fell_back_from"] is None
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+def test_what_a_certificate_refuses_is_refused_by_any_other_spelling(
+    tiny_model: Path,
+    phantom_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+) -> None:
+    given = Path(shutil.copytree(tiny_model, tmp_path / "given"))
+    # Any graph will do.
+    shutil.copy(given / ONNX_FP32, given / ONNX_INT8)
+    mode = Mode("fast", "int8", box=True) if precision == "int8" else Mode("balanced", box=True)
+    lost = {"verdict": "fail", "reasons": ["ET is lost"]}
+    model = with_modes(given, tmp_path / "model", mode, **lost)
+    flags = [str(phantom_dir), "--model", str(model), "--backend", "ort"]
+    out = tmp_path / "out"
+    named = [*flags, "-o", str(out), "--quality", mode.quality]
+    by_hand = [*flags, "-o", str(out), "--patch", "box", "--precision", precision]
+    for asked in (named, by_hand):
+        assert infer(asked) == 5
+        assert "ET is lost" in capsys.readouterr().err
+    assert infer(by_hand) == 5
+    told = capsys.readouterr().err
+    assert told.startswith("error: --patch box: found a certificate that says fail: ET is lost")
+    assert "--uncertified" in told
+    assert not list(out.iterdir())
+    assert infer([*by_hand, "--uncertified"]) == 0
+    (sidecar,) = (json.loads(path.read_text()) for path in out.glob("*.json"))
+    warning = "uncertified: one window over the brain box: a certificate that says fail: ET is lost"
+    assert warning in sidecar["warnings"]
+    assert warning in " ".join(capsys.readouterr().err.split())
+    assert sidecar["settings"]["patch"] == "box"
 
 
 def test_what_a_better_mode_has_done_is_not_done_again(
@@ -286,19 +356,118 @@ def test_modes_without_cases_of_patients_are_refused(
     assert "add --data CASES" in capsys.readouterr().err
 
 
+class Slow:
+    """A backend whose every window takes longer, and the first of its shape longer still."""
+
+    def __init__(self, backend: Backend, window_s: float, first_s: float = 0.0) -> None:
+        self.card, self.info, self.ops = backend.card, backend.info, backend.ops
+        self.window_s, self.first_s = window_s, first_s
+        self.inner, self.seen, self.window = backend, set[Shape3](), (0, 0, 0)
+
+    def bind(self, window: Shape3, batch: int) -> None:
+        self.window = window
+        self.inner.bind(window, batch)
+
+    def run(self, n: int, fill: Fill, take: Take) -> None:
+        time.sleep(n * self.window_s + (0 if self.window in self.seen else self.first_s))
+        self.seen.add(self.window)
+        self.inner.run(n, fill, take)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
 def test_a_budget_is_kept_or_refused(
-    tiny_model: Path, phantom_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    phantom_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whatever the machine is doing besides, a window takes 0.2 s or more, and a new shape 1 s."""
     model = with_modes(tiny_model, tmp_path / "model", Mode("balanced", box=True))
-    flags = ["--model", str(model), "--backend", "ort"]
-    out = tmp_path / "out"
-    assert infer([str(phantom_dir), *flags, "-o", str(out), "--budget", "10min"]) == 0
-    assert "exact is forecast to take" in capsys.readouterr().err
-    (sidecar,) = (json.loads(path.read_text()) for path in out.glob("*.json"))
+
+    def slow(model: ModelDir, wanted: BackendOptions) -> Backend:
+        return Slow(open_backend(model, wanted), 0.2, 1.0)
+
+    monkeypatch.setattr(runtime.budget, "open_backend", slow)
+
+    def run(budget: str) -> tuple[int, str, dict[str, Any], dict[str, float]]:
+        """Exit code, what was told, the sidecar, and the forecasts."""
+        out = tmp_path / budget
+        flags = ["--model", str(model), "--backend", "ort", "-o", str(out), "--budget", budget]
+        code, told = infer([str(phantom_dir), *flags]), capsys.readouterr().err
+        forecasts = re.findall(r"(exact|balanced) is forecast to take ([0-9.]+) s", told)
+        written = [json.loads(path.read_text()) for path in out.glob("*.json")]
+        return code, told, *written, {mode: float(seconds) for mode, seconds in forecasts}
+
+    code, told, sidecar, forecasts = run("1min")
+    assert code == 0
     assert sidecar["settings"]["quality"] == "exact"
-    assert infer([str(phantom_dir), *flags, "-o", str(tmp_path / "o2"), "--budget", "1ms"]) == 2
-    assert "the fastest certified mode here" in capsys.readouterr().err
-    assert not list((tmp_path / "o2").glob("*.nii.gz"))
+    exact = sidecar["windows"]["count"] * 0.2
+    assert exact > 3
+    assert forecasts["exact"] >= exact
+    assert exact <= sum(sidecar["timings_s"].values()) <= 60
+    assert re.search(r"planning took [0-9.]+ s; the budget of 60 s is for each case", told)
+
+    code, _, sidecar, forecasts = run("3s")
+    assert code == 0
+    assert sidecar["settings"]["quality"] == "balanced"
+    assert forecasts["exact"] > 3 >= forecasts["balanced"] >= 1.2
+    assert 0.2 <= sum(sidecar["timings_s"].values()) <= 3
+    assert not any("budget" in text for text in sidecar["warnings"])
+
+    # A window would be in time, but not the next brain's, whose box is another.
+    code, told, forecasts = run("1100ms")  # type: ignore[assignment]
+    assert code == 2
+    assert "at --quality balanced, the fastest certified mode here" in " ".join(told.split())
+
+
+def test_cases_that_take_longer_than_the_budget_are_told(
+    tiny_model: Path,
+    phantom_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second of two takes 4 s more than was forecast of the first."""
+    slow: list[Slow] = []
+
+    class SlowAfterOne(Slow):
+        def run(self, n: int, fill: Fill, take: Take) -> None:
+            super().run(n, fill, take)
+            self.first_s, self.seen = 4.0, set()
+
+    def opened(model: ModelDir, wanted: BackendOptions) -> Backend:
+        slow.append(SlowAfterOne(open_backend(model, wanted), 0.0))
+        return slow[-1]
+
+    def takes(mode: Mode, *given: Any) -> Forecast:
+        return Forecast(mode, 1, 1.0, 1.0)
+
+    monkeypatch.setattr(runtime.budget, "open_backend", opened)
+    monkeypatch.setattr(runtime.budget, "_forecast", takes)
+    out = tmp_path / "out"
+    flags = ["--model", str(tiny_model), "--backend", "ort", "-o", str(out), "--budget", "3.5s"]
+    assert infer([str(phantom_root), *flags, "--log-json", "--report"]) == 0
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    notes = [(one["case_id"], one["text"]) for one in events if one["event"] == "note"]
+    pattern = r"took ([0-9.]+) s, longer than the budget of 3.5 s"
+    told = [(case, re.fullmatch(pattern, text)) for case, text in notes]
+    ((slowest, match),) = [(case, match) for case, match in told if match]
+    # Of two that are read at once either may be the second.
+    assert slowest == [one["case_id"] for one in events if one["event"] == "case-done"][1]
+    assert match is not None
+    total = rf"1 of 2 cases took longer than the budget of 3.5 s, {slowest} ([0-9.]+) s"
+    found = re.fullmatch(total, notes[-1][1])
+    assert found is not None
+    assert float(found[1]) == pytest.approx(float(match[1]), abs=0.06)
+    assert any("pages come on top of it" in text for _, text in notes)
+    for name in ("BraTSPhantom_0001", "BraTSPhantom_0002"):
+        sidecar = json.loads((out / f"{name}.json").read_text())
+        seconds, late = sum(sidecar["timings_s"].values()), name == slowest
+        assert (seconds > 3.5) == late
+        assert any(f"took {seconds:.2f} s" in text for text in sidecar["warnings"]) == late
 
 
 @pytest.mark.parametrize(

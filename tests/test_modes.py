@@ -10,20 +10,29 @@ import numpy.typing as npt
 import pytest
 
 import runtime.budget
+import runtime.preprocess
 from runtime.backends import Backend, BackendInfo, BackendOptions, Fill, Take
 from runtime.budget import MARGIN, best_within
 from runtime.case import Case
-from runtime.errors import BackendUnavailableError, InputError, ParityError, UsageError
+from runtime.errors import (
+    BackendUnavailableError,
+    ComputeError,
+    InputError,
+    ParityError,
+    UsageError,
+)
 from runtime.labels import MODALITIES
 from runtime.model_card import InferenceDefaults, ModelCard, Shape3
 from runtime.model_dir import ONNX_FP32, ONNX_INT8, ModelDir
 from runtime.modes import (
     EXACT,
     Mode,
+    box_mode,
     certified,
     check_covers,
     mode_of,
     options_of,
+    placed,
     wanted_of,
 )
 from runtime.nifti import Volume
@@ -154,6 +163,45 @@ def test_a_mode_runs_where_it_was_certified(backend: str, device: str, covered: 
         check_covers(made, BALANCED, backend, device)
     assert f"on {device}" in caught.value.found
     assert "--quality exact" in str(caught.value)
+    assert "run it with --backend fake --device cpu" in caught.value.remedy
+    # No modes are certified on a GPU.
+    assert ("brats-export" in caught.value.remedy) == (device != "cuda:0" and backend == "ort")
+
+
+def test_auto_is_what_was_certified() -> None:
+    auto = BackendOptions()
+    both = model(entry(BALANCED, backend="openvino"), entry(BALANCED, backend="ort"))
+    # A GPU is not asked, and which of the two is left open.
+    assert placed(both, BALANCED, auto) == replace(auto, device="cpu")
+    assert placed(both, BALANCED, replace(auto, backend="ort")) == BackendOptions("ort", "cpu")
+    assert placed(both, EXACT, auto) == auto
+    one = model(entry(BALANCED, backend="ort"))
+    assert placed(one, BALANCED, auto) == BackendOptions("ort", "cpu")
+    on_both = model(entry(BALANCED, backend="ort"), entry(BALANCED, backend="ort", device="cuda:1"))
+    assert placed(on_both, BALANCED, auto) == BackendOptions("ort", "auto")
+    named = replace(auto, device="cuda:0")
+    assert placed(on_both, BALANCED, named) == BackendOptions("ort", "cuda:0")
+    with pytest.raises(ParityError, match="certified with: ort on cpu"):
+        placed(one, BALANCED, named)
+    # What is no backend of ours is never opened by its name.
+    assert placed(model(entry(BALANCED, device="tpu")), BALANCED, auto) == auto
+
+
+def test_one_window_over_the_box_is_the_mode_that_does_it() -> None:
+    fast = Mode("fast", precision="int8", box=True)
+    made = model(entry(BALANCED), entry(fast))
+    assert box_mode(made, "auto") == box_mode(made, "fp32") == BALANCED
+    assert box_mode(made, "int8") == fast
+    for precision in ("fp16", "bf16"):
+        with pytest.raises(ParityError, match=f"no certificate .* in precision {precision}"):
+            box_mode(made, precision)
+    lost = model(entry(BALANCED), entry(fast, verdict="fail", reasons=["ET is lost"]))
+    with pytest.raises(ParityError, match="says fail: ET is lost"):
+        box_mode(lost, "int8")
+    # Windows of a patch are another plan, and the exact way vouches for nothing else.
+    for other in (model(entry(FAST)), model(entry(replace(fast, quality="exact"))), model()):
+        with pytest.raises(ParityError, match="no certificate"):
+            box_mode(other, "int8")
 
 
 def test_a_mode_changes_its_own_terms_and_nothing_else() -> None:
@@ -163,7 +211,8 @@ def test_a_mode_changes_its_own_terms_and_nothing_else() -> None:
     assert options_of(FAST, asked) == replace(asked, quality="fast", overlap=0.25)
     wanted = BackendOptions("ort", "cpu", threads=3)
     assert wanted_of(EXACT, wanted) == wanted
-    assert wanted_of(BALANCED, wanted) == replace(wanted, patch="box")
+    # The graph that its certificate is about, on a GPU too.
+    assert wanted_of(BALANCED, wanted) == replace(wanted, patch="box", precision="fp32")
     assert wanted_of(FAST, wanted) == replace(wanted, precision="int8")
 
 
@@ -177,23 +226,28 @@ def network(inputs: Floats) -> Floats:
 
 
 class FakeBackend:
-    """A plain function as a backend, whose every window takes some seconds of a made-up clock."""
+    """A plain function as a backend, whose every window takes some seconds of a made-up clock, and
+    the first of its shape some more, as with OpenVINO.
+    """
 
-    def __init__(self, window_s: float = 0.0, bind_s: float = 0.0, name: str = "fake") -> None:
+    def __init__(self, window_s: float = 0.0, first_s: float = 0.0, name: str = "fake") -> None:
         self.card, self.info = CARD, BackendInfo(name, "cpu", "fp32")
-        self.ops, self.window_s, self.bind_s = Clock(), window_s, bind_s
+        self.ops, self.window_s, self.first_s = Clock(), window_s, first_s
         self.windows: list[Shape3] = []
+        self.fault: BaseException | None = None
         self.closed = False
 
     def bind(self, window: Shape3, batch: int) -> None:
-        self.ops.now += self.bind_s
         self.buffer = np.zeros((1, len(MODALITIES), *window), np.float32)
 
     def run(self, n: int, fill: Fill, take: Take) -> None:
         for index in range(n):
             fill(index, index + 1, self.buffer)
-            self.windows.append(self.buffer.shape[2:])  # type: ignore[arg-type]
-            self.ops.now += self.window_s
+            if self.fault is not None:
+                raise self.fault
+            window: Shape3 = self.buffer.shape[2:]  # type: ignore[assignment]
+            self.ops.now += self.window_s + (0 if window in self.windows else self.first_s)
+            self.windows.append(window)
             take(index, index + 1, network(self.buffer))
 
     def close(self) -> None:
@@ -261,18 +315,26 @@ def test_a_box_too_large_for_one_window_is_refused(make_volume: MakeVolume) -> N
 
 
 class Machine:
-    """Opens fake backends: seconds of a window by precision and patch; None is not here."""
+    """Opens fake backends: seconds of a window by precision and patch; None is not here, and an
+    error is raised by its first window.
+    """
 
-    def __init__(self, bind_s: float = 0.0, name: str = "fake", **seconds: float | None) -> None:
+    def __init__(
+        self, first_s: float = 0.0, name: str = "fake", **seconds: float | BaseException | None
+    ) -> None:
         self.seconds, self.opened = seconds, []  # type: ignore[var-annotated]
-        self.bind_s, self.name = bind_s, name
+        self.first_s, self.name = first_s, name
 
     def open_backend(self, model: ModelDir, options: BackendOptions) -> Backend:
         kind = options.precision if options.patch is None else f"{options.precision}_box"
         seconds = self.seconds[kind]
         if seconds is None:
             raise BackendUnavailableError(kind, found="nothing", expected="it", remedy="none")
-        backend = FakeBackend(seconds, self.bind_s, self.name)
+        fault = seconds if isinstance(seconds, BaseException) else None
+        backend = FakeBackend(
+            0.0 if isinstance(seconds, BaseException) else seconds, self.first_s, self.name
+        )
+        backend.fault = fault
         self.opened.append((kind, backend))
         return backend
 
@@ -286,16 +348,16 @@ def choose(
     monkeypatch.setattr(runtime.budget, "load", lambda case: volume)
     monkeypatch.setattr(runtime.budget, "perf_counter", lambda: 0.0)
 
-    def run(machine: Machine, seconds: float) -> Any:
+    def run(machine: Machine, seconds: float, options: SegmentOptions | None = None) -> Any:
         monkeypatch.setattr(runtime.budget, "open_backend", machine.open_backend)
         case = Case("X", {})
         made = model(entry(BALANCED), entry(FAST))
-        return best_within(seconds, made, case, BackendOptions(), SegmentOptions())
+        return best_within(seconds, made, case, BackendOptions(), options or SegmentOptions())
 
     return run
 
 
-SECONDS = {"auto": 1.0, "auto_box": 5.0, "int8": 0.25}
+SECONDS = {"auto": 1.0, "fp32_box": 5.0, "int8": 0.25}
 
 
 @pytest.mark.parametrize(
@@ -330,11 +392,42 @@ def test_the_best_that_keeps_to_it_is_taken(
     assert choice.passed_over == ()
 
 
-def test_a_window_that_is_bound_for_each_case_costs_its_time(
+@pytest.mark.parametrize("box", [(12, 12, 8), CARD.patch])
+def test_what_a_shape_costs_when_it_is_first_seen_is_forecast(
     choose: Callable[[Machine, float], Any],
+    make_volume: MakeVolume,
+    monkeypatch: pytest.MonkeyPatch,
+    box: Shape3,
 ) -> None:
-    (forecast,) = choose(Machine(bind_s=7.0, **SECONDS), 100).forecasts
+    """Every brain is another box, while the windows of the exact way have one shape for all."""
+    volume = make_volume(brain((24, 20, 18), box))
+    monkeypatch.setattr(runtime.budget, "load", lambda case: volume)
+    machine = Machine(first_s=70.0, auto=100.0, fp32_box=5.0, int8=100.0)
+    exact, balanced = choose(machine, (5 + 70) * MARGIN + 0.01).forecasts
+    assert exact.seconds == pytest.approx(exact.windows * 100 * MARGIN)
+    assert balanced.seconds == pytest.approx((5 + 70) * MARGIN)
+    # Nothing but the one window is paid for each case.
+    assert machine.opened[1][1].windows[-1] == box
+
+
+def test_probabilities_are_part_of_the_forecast(
+    choose: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, kinds = [0.0], []
+
+    def slow(path: Path, probabilities: Floats, *other: Any) -> None:
+        now[0] += 7.0
+        kinds.append((probabilities.shape, probabilities.dtype))
+        # Mostly at 0, as after a few windows, they would be written in no time.
+        assert np.count_nonzero(probabilities[3:15, 2:14, 1:9]) > 0.99 * 12 * 12 * 8 * 4
+
+    monkeypatch.setattr(runtime.budget, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(runtime.budget, "write_probabilities", slow)
+    (forecast,) = choose(Machine(**SECONDS), 100).forecasts
+    assert forecast.seconds == pytest.approx(12 * MARGIN)
+    (forecast,) = choose(Machine(**SECONDS), 100, SegmentOptions(probabilities=True)).forecasts
     assert forecast.seconds == pytest.approx((12 + 7) * MARGIN)
+    assert kinds == [((24, 20, 18, 4), np.float32)]
 
 
 def test_what_is_done_after_the_network_costs_its_time(
@@ -366,13 +459,68 @@ def test_none_in_time_is_refused_with_what_it_would_take(
 def test_a_mode_whose_backend_is_not_here_is_passed_over(
     choose: Callable[[Machine, float], Any],
 ) -> None:
-    choice = choose(Machine(auto=1.0, auto_box=None, int8=0.25), 5)
+    choice = choose(Machine(auto=1.0, fp32_box=None, int8=0.25), 5)
     assert choice.mode.quality == "fast"
     assert [one.mode.quality for one in choice.forecasts] == ["exact", "fast"]
     assert len(choice.passed_over) == 1
-    assert choice.passed_over[0].startswith("balanced is passed over: auto_box: found nothing")
+    assert choice.passed_over[0].startswith("balanced is passed over: fp32_box: found nothing")
     with pytest.raises(BackendUnavailableError, match="found nothing"):
-        choose(Machine(auto=None, auto_box=None, int8=None), 5)
+        choose(Machine(auto=None, fp32_box=None, int8=None), 5)
+    # Where nothing fits, it is told too, and that a certificate would help is not.
+    with pytest.raises(UsageError, match="balanced is passed over: fp32_box: nothing") as caught:
+        choose(Machine(auto=1.0, fp32_box=None, int8=0.25), 1)
+    assert "or a faster machine" in caught.value.remedy
+
+
+def failed(found: str) -> ComputeError:
+    return ComputeError("network", found=found, expected="a result", remedy="none")
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (failed("a failed run"), "network: found a failed run"),
+        (MemoryError("no room"), "--quality balanced: found too little memory (no room)"),
+        (MemoryError(), "--quality balanced: found too little memory, expected room for case"),
+    ],
+)
+def test_a_mode_that_fails_on_the_case_is_passed_over(
+    choose: Callable[[Machine, float], Any], fault: BaseException, told: str
+) -> None:
+    machine = Machine(auto=1.0, fp32_box=fault, int8=0.25)
+    choice = choose(machine, 5)
+    assert choice.mode.quality == "fast"
+    assert len(choice.passed_over) == 1
+    assert choice.passed_over[0].startswith(f"balanced is passed over: {told}")
+    assert [backend.closed for _, backend in machine.opened] == [True, True, False]
+    with pytest.raises(ComputeError):
+        choose(Machine(auto=fault, fp32_box=fault, int8=fault), 5)
+
+
+def test_a_box_too_large_for_one_window_is_passed_over(
+    choose: Callable[[Machine, float], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime.preprocess, "LARGEST_BOX", 12 * 12 * 8 - 1)
+    machine = Machine(**SECONDS)
+    choice = choose(machine, 5)
+    assert choice.mode.quality == "fast"
+    assert "12x12x8, too large for a single window" in choice.passed_over[0]
+    assert [backend.closed for _, backend in machine.opened] == [True, True, False]
+
+
+def test_a_case_that_the_exact_way_cannot_read_is_told_at_once(
+    choose: Callable[[Machine, float], Any],
+    make_volume: MakeVolume,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = brain((24, 20, 18), (12, 12, 8))
+    images["t2"][...] = 0
+    volume = make_volume(images)
+    monkeypatch.setattr(runtime.budget, "load", lambda case: volume)
+    machine = Machine(**SECONDS)
+    with pytest.raises(InputError, match="an image of zeros"):
+        choose(machine, 100)
+    assert [backend.closed for _, backend in machine.opened] == [True]
 
 
 def test_a_mode_that_is_not_certified_on_what_is_here_is_passed_over(

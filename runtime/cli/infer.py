@@ -42,12 +42,16 @@ class InferArgs:
     placement: Placement = "fitted"
     """fitted spreads the windows evenly; stride is MONAI's plan."""
     patch: PatchFlag = None
-    """Window shape; the model's own by default; box is one window over the brain."""
+    """Window shape; the model's own by default; box is one window over the brain,
+    by the certificate of --quality balanced or, in int8, fast."""
     quality: Annotated[Quality | None, optional("exact|balanced|fast")] = None
     """exact, the default, runs the model as its card says; its certificate says what the other two
     lose."""
     budget: SecondsFlag = None
-    """Time for a case, such as 10s: take the best quality that keeps to it on this machine."""
+    """Time for a case, such as 10s: take the best quality that keeps to it on this
+    machine, as measured on the first case that can be read. It is for each case once
+    planning, which takes seconds itself, is over: from its files to its label map,
+    without --preview and --report. Cases that take longer say so."""
     batch: Annotated[int | None, optional("N")] = None
     """Windows per step; a backend may take fewer."""
     threads: Annotated[int | None, optional("N")] = None
@@ -79,7 +83,7 @@ class InferArgs:
     no_postprocess: bool = False
     """Leave label maps as after argmax, whatever the model's card asks for."""
     uncertified: bool = False
-    """Run an artefact that no parity certificate covers; the sidecar records it."""
+    """Run an artefact or --patch box without a certificate; the sidecar records it."""
     overwrite: bool = False
     """Replace earlier predictions (only files that this toolkit wrote)."""
     resume: bool = False

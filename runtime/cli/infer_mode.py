@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from runtime.backends import Backend, BackendOptions
+from runtime.backends.driver import cuda_devices
 from runtime.case import Case
 from runtime.cores import core_limit
-from runtime.errors import InputError, UsageError
+from runtime.errors import InputError, ParityError, UsageError
 from runtime.model_dir import ModelDir
 from runtime.modes import (
     QUALITIES,
     Mode,
+    box_mode,
     certified,
     mode_of,
     options_of,
+    placed,
     wanted_of,
 )
 from runtime.pages import PageOptions
@@ -87,8 +91,8 @@ def how_to_run(
         closes it.
 
     Raises:
-        BratsError: the mode is not certified, none fits the budget, or no case can be read to find
-            out.
+        BratsError: the mode, or one window over the brain box, is not certified, none fits the
+            budget, or no case can be read to find out.
     """
     wanted = BackendOptions(
         options.backend,
@@ -116,9 +120,11 @@ def how_to_run(
         memory=options.memory,
     )
     if _own_terms(options):
-        return work, None
+        return (_over_the_box(work, model, view) if options.patch == "box" else work), None
     if options.budget is None or not cases:
-        return _in_mode(work, mode_of(model, options.quality or "exact")), None
+        return _in_mode(work, model, mode_of(model, options.quality or "exact"), view), None
+    if options.preview or options.report:
+        view.note("the budget is for label maps; pictures and pages come on top of it")
     choice = _in_time(options.budget, model, cases, wanted, segmenting, view)
     # What is done in a better mode than the budget has chosen need not be done again.
     better = QUALITIES[: QUALITIES.index(choice.mode.quality)]
@@ -128,16 +134,41 @@ def how_to_run(
         for mode in certified(model)
         if mode.quality in better
     ]
-    return replace(_in_mode(work, choice.mode), as_good=as_good), choice.backend
+    return replace(_in_mode(work, model, choice.mode, view), as_good=as_good), choice.backend
 
 
-def _in_mode(work: Work, mode: Mode) -> Work:
-    return replace(
-        work,
-        backend=wanted_of(mode, work.backend),
-        options=options_of(mode, work.options),
-        mode=mode,
-    )
+def _in_mode(work: Work, model: ModelDir, mode: Mode, view: "InferLog | InferView") -> Work:
+    backend = placed(model, mode, wanted_of(mode, work.backend))
+    asked = work.backend
+    free = asked.device == "auto" and asked.backend in ("auto", "ort")
+    if free and backend.device == "cpu" and cuda_devices():
+        view.note(
+            f"quality {mode.quality} is certified on the CPU alone: that runs it, not the GPU"
+        )
+    return replace(work, backend=backend, options=options_of(mode, work.options), mode=mode)
+
+
+def _over_the_box(work: Work, model: ModelDir, view: "InferLog | InferView") -> Work:
+    """One window over the brain box that a user asks for by hand: what a named mode would do is
+    checked as it is, and has no name.
+
+    Raises:
+        ParityError: no certificate speaks for it, and the user does not want to go without.
+    """
+    try:
+        named = _in_mode(work, model, box_mode(model, work.backend.precision), view)
+    except ParityError as error:
+        if work.backend.uncertified:
+            told = f"uncertified: one window over the brain box: {error.found}"
+            return replace(work, warnings=(*work.warnings, told))
+        raise ParityError(
+            "--patch box",
+            found=error.found,
+            expected=error.expected,
+            remedy=f"certify it with brats-export {model.path} --modes --data CASES, drop "
+            "--patch, or run it all the same with --uncertified",
+        ) from error
+    return replace(named, options=replace(named.options, quality=""))
 
 
 def _in_time(
@@ -150,6 +181,7 @@ def _in_time(
 ) -> "Choice":
     from runtime.budget import best_within
 
+    start = perf_counter()
     unreadable: InputError | None = None
     for case in cases:
         try:
@@ -166,5 +198,9 @@ def _in_time(
                 f"window{'s' if one.windows > 1 else ''} of {one.window_s:.2f} s)",
                 case,
             )
+        view.note(
+            f"planning took {perf_counter() - start:.1f} s; the budget of {seconds:g} s is for "
+            "each case from here on"
+        )
         return choice
     raise unreadable or ValueError("no cases")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -88,6 +89,17 @@ def segment(
                 if clash := {*names.all()} & {*job.plan.files()}:
                     raise _named_like_the_cohort(job.case, clash.pop().name)
         work, given = how_to_run(options, model, cases, view)
+        jobs = [
+            replace(
+                job,
+                plan=replace(
+                    job.plan,
+                    warnings=(*job.plan.warnings, *work.warnings),
+                    budget_s=options.budget,
+                ),
+            )
+            for job in jobs
+        ]
         record = Record(count)
         stopping = held.enter_context(finishing(view.stopping)) if several else _never
         ran: list[BackendInfo] = []
@@ -109,6 +121,14 @@ def segment(
                 pace.ended(outcome)
                 record.add(outcome)
                 view.done(outcome)
+        if several and options.budget is not None:
+            late = [one for one in record.of("done") if one.total_s > options.budget]
+            if late:
+                slowest = max(late, key=lambda one: one.total_s)
+                view.note(
+                    f"{len(late)} of {record.count('done')} cases took longer than the budget of "
+                    f"{options.budget:g} s, {slowest.case_id} {slowest.total_s:.1f} s"
+                )
         if several and ran:
             facts = Facts(
                 model={"name": model.card.name, "sha256": ran[0].sha256 or ""},

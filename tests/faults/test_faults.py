@@ -172,6 +172,21 @@ FAULTS = (
         "tests/test_segmenter.py::test_labels_and_probabilities_are_in_file_order[LPS]",
     ),
     Fault(
+        "a-box-is-seen-before-it-is-timed",
+        "runtime/budget.py",
+        'if segmenter.patch != "box":',
+        "if True:",
+        "tests/test_modes.py::test_what_a_shape_costs_when_it_is_first_seen_is_forecast[box0]",
+    ),
+    Fault(
+        "a-box-by-hand-needs-no-certificate",
+        "runtime/cli/infer_mode.py",
+        '(_over_the_box(work, model, view) if options.patch == "box" else work)',
+        "work",
+        "tests/test_export_modes.py::"
+        "test_what_a_certificate_refuses_is_refused_by_any_other_spelling[int8]",
+    ),
+    Fault(
         "a-devices-case-is-prepared-by-a-reader",
         "runtime/segmenter.py",
         "if not self.backend.ops.on_host:",
