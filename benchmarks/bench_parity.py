@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from benchmarks.conftest import THREADS, Report
-from benchmarks.figures import figure
+from benchmarks.figures import VERDICTS, figure
 from benchmarks.scale import Scale
 from export.calibrate import CalibrationCases, calibrate
 from export.cpu_backends import cpu_backends
@@ -118,11 +118,14 @@ def bench_parity(
 
 def figures_of(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean Dice of each artefact, group of cases and region, to fp32 and, where it is known, to
-    truth.
+    truth; its verdict over the group, and the most changed labels of a case.
     """
     figures = {}
     for entry in entries:
         name = f"{entry['file']} ({entry['backend']}){entry['group']}"
+        figures[f"{name}, verdict"] = figure([VERDICTS[entry["verdict"]]], "verdict")
+        changed = max(one["changed_labels"] for one in entry["cases"])
+        figures[f"{name}, changed labels"] = figure([changed], "changed")
         truths = [one["dice_to_truth"] for one in entry["cases"] if one.get("dice_to_truth")]
         for region in REGIONS:
             to_fp32 = [one["dice_to_fp32"][region] for one in entry["cases"]]

@@ -282,7 +282,7 @@ def bench_peer(
         {
             name: found
             for one, row in zip(timed, rows, strict=True)
-            for name, found in _figures(one, row["ratios"]).items()
+            for name, found in _figures(one, row).items()
         },
         peer=peer.name,
         input="volume" if pairing.whole else "box",
@@ -307,12 +307,13 @@ def bench_peer(
         )
 
 
-def _figures(one: _Timed, over: list[float]) -> dict[str, Any]:
+def _figures(one: _Timed, row: dict[str, Any]) -> dict[str, Any]:
     name = str(one.ours)
     suffix = f", {name}" if name else ""
     return {
-        f"ratio{suffix}": figure(over, "ratio"),
+        f"ratio{suffix}": figure(row["ratios"], "ratio"),
         f"ours{suffix}": figure(one.seconds, "s"),
+        f"changed labels{suffix}": figure([row["changed_labels"]], "changed"),
     }
 
 

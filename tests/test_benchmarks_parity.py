@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench_parity
+from benchmarks import bench_parity, bench_scaling
 from benchmarks.bench_scaling import MODES
 from benchmarks.tables import parity
 from runtime.case import Case
@@ -83,17 +83,37 @@ def test_figures_are_means_over_a_groups_cases() -> None:
     def case(to_fp32: float, to_truth: float | None) -> dict[str, Any]:
         regions = ("WT", "TC", "ET")
         one: dict[str, Any] = {"dice_to_fp32": dict.fromkeys(regions, to_fp32)}
+        one["changed_labels"] = (1 - to_fp32) / 10
         if to_truth is not None:
             one["dice_to_truth"] = {"artefact": dict.fromkeys(regions, to_truth)}
         return one
 
     entry = {"file": "m", "backend": "b", "group": "", "cases": [case(1.0, 0.5), case(0.5, None)]}
-    phantom = entry | {"group": " of a phantom", "cases": [case(0.25, None)]}
+    entry |= {"verdict": "pass"}
+    phantom = entry | {"group": " of a phantom", "cases": [case(0.25, None)], "verdict": "fail"}
     found = bench_parity.figures_of([entry, phantom])
     assert found["m (b), WT to fp32"]["values"] == [0.75]
     assert found["m (b), WT to truth"]["values"] == [0.5]
     assert found["m (b) of a phantom, WT to fp32"]["values"] == [0.25]
-    assert len(found) == 9
+    assert len(found) == 13
+    # Of the verdict and of the worst case: `--compare` reads figures alone.
+    assert found["m (b), verdict"] == {"unit": "verdict", "values": [1.0]}
+    assert found["m (b) of a phantom, verdict"]["values"] == [0.0]
+    assert found["m (b), changed labels"] == {"unit": "changed", "values": [0.05]}
+
+
+def test_how_far_a_mode_is_from_the_reference_is_a_figure() -> None:
+    """`balanced` could lose a tenth of its Dice to `exact`, unheard by `--compare`."""
+    dice = {"WT": 0.97, "TC": 0.96, "ET": 0.95}
+    found = bench_scaling._figures("box (balanced)", [2.0, 2.1], dice, 0.03)
+    assert {name: (one["unit"], one["values"]) for name, one in found.items()} == {
+        "box (balanced): time": ("s", [2.0, 2.1]),
+        "box (balanced): changed labels": ("changed", [0.03]),
+        "box (balanced): WT to overlap 0.5": ("Dice", [0.97]),
+        "box (balanced): TC to overlap 0.5": ("Dice", [0.96]),
+        "box (balanced): ET to overlap 0.5": ("Dice", [0.95]),
+    }
+    assert list(bench_scaling._figures("overlap 0.5", [2.0], dice, 0.0)) == ["overlap 0.5: time"]
 
 
 def test_every_overlap_that_changes_the_plan_of_a_real_case_is_scaled() -> None:
