@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Final, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,11 +37,12 @@ from benchmarks.peers import (
     Peer,
     PeerNetwork,
 )
+from benchmarks.rounding import Stored, most_changed
 from benchmarks.scale import Scale
 from benchmarks.warm_up import WarmUp, rounds_of
 from export.half_weights import is_halved
 from export.modes import PROPOSED
-from export.parity import Gate, changed_labels
+from export.parity import changed_labels
 from runtime.backends import Backend, BackendInfo
 from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_FP32, ModelDir
@@ -54,14 +55,7 @@ from runtime.windows import Patch, Placement
 from train.unet import UNet3D
 
 Trained = tuple[UNet3D, ModelCard, str]
-Stored = Literal["float16", "float32"]
 BALANCED, FAST = PROPOSED
-CHANGED_BY_ROUNDING: Final = 1e-3
-"""Most changed labels where ours stores its weights in fp16 and the peer does not. They cannot be
-made the same: what is rounded are kernels into which batch norms and up branches were folded, and
-the peer's network has no such kernels. On five real cases rounding alone changed 4e-5 to 8e-5, and
-4.8e-4 in one of whose tumour little is found. With the checkpoint exported in full precision
-(--export) the weights are the same, and fp32's own limit of 1e-4 holds."""
 
 
 @dataclass(frozen=True)
@@ -130,13 +124,6 @@ def weights_stored(model: ModelDir, info: BackendInfo) -> Stored:
     """As what type the graph that runs, or that its engine was built from, keeps its kernels."""
     graph = info.artefact if info.artefact.endswith(".onnx") else ONNX_FP32
     return "float16" if is_halved(model.read(graph)) else "float32"
-
-
-def most_changed(precision: str, stored: Stored) -> float:
-    """Changed labels allowed between a peer in fp32 and ours, of the same windows."""
-    if precision != "fp32":
-        return Gate().changed_reduced
-    return CHANGED_BY_ROUNDING if stored == "float16" else Gate().changed_fp32
 
 
 @pytest.fixture(scope="module")

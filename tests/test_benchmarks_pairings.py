@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import bench_peers
-from benchmarks.bench_peers import CHANGED_BY_ROUNDING, PAIRINGS, Ours, Pairing, most_changed
+from benchmarks.bench_peers import PAIRINGS, Ours, Pairing
 from benchmarks.opened import Where
 from benchmarks.peers import (
     MONAI,
@@ -31,9 +31,11 @@ from benchmarks.peers import (
     Segment,
     Voxels,
 )
+from benchmarks.rounding import CHANGED_BY_ROUNDING, halved_gate, most_changed
 from benchmarks.scale import QUICK, STANDARD
 from benchmarks.warm_up import CHEAP_S, WarmUp, first_batch, rounds_of, windows
 from export.half_weights import halve_weights
+from export.parity import Gate
 from runtime.backends import BackendInfo
 from runtime.case import Case
 from runtime.model_card import ModelCard, Shape3
@@ -181,6 +183,8 @@ def test_the_limit_of_changed_labels_is_that_of_the_weights() -> None:
     assert most_changed("fp32", "float32") == 1e-4
     assert most_changed("fp32", "float16") == CHANGED_BY_ROUNDING == 1e-3
     assert most_changed("fp16", "float32") == most_changed("fp16", "float16") == 5e-3
+    # The table of parity judges by the same limit.
+    assert halved_gate(Gate(dice=0.5)) == Gate(dice=0.5, changed_reduced=1e-3)
 
 
 Run = Callable[..., dict[str, Any]]

@@ -2,15 +2,20 @@
 asked about is scaled.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
 from benchmarks import bench_parity, bench_scaling
 from benchmarks.bench_scaling import MODES
+from benchmarks.rounding import CHANGED_BY_ROUNDING
 from benchmarks.tables import parity
+from export.half_weights import halve_weights
+from export.parity import Gate
 from runtime.case import Case
 from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_FP32, ModelDir
@@ -21,7 +26,10 @@ from train.unet import UNet3D
 
 
 def judged(
-    tiny: tuple[UNet3D, ModelCard, Path], cases: list[Case], phantom: Case
+    tiny: tuple[UNet3D, ModelCard, Path],
+    cases: list[Case],
+    phantom: Case,
+    made: Callable[[bytes], bytes] = bytes,
 ) -> dict[str, Any]:
     """What the benchmark records of the tiny model's fp32 graph."""
     network, card, path = tiny
@@ -34,7 +42,7 @@ def judged(
         ),
         trained=(network, card, "tiny"),
         model=model,
-        graphs={ONNX_FP32: model.read(ONNX_FP32)},
+        graphs={ONNX_FP32: made(model.read(ONNX_FP32))},
         cases=cases,
         phantom=phantom,
         network_facts={"weights": "tiny"},
@@ -77,6 +85,34 @@ def test_a_phantom_that_is_the_case_is_judged_once(
     assert len(told["artefacts"]) == 2
     assert told["case"] == phantom.case_id
     assert not any("of a phantom" in name for name in told["figures"])
+
+
+def test_weights_in_fp16_are_named_and_judged_as_the_peers_are(
+    tiny: tuple[UNet3D, ModelCard, Path], phantom_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stood as "fp32 ... pass" under the limit of a graph that computes in fp16."""
+    gates: list[Gate] = []
+    judge = bench_parity.certify
+
+    def noted(*args: Any) -> dict[str, Any]:
+        gates.append(args[3])
+        return judge(*args)
+
+    monkeypatch.setattr(bench_parity, "certify", noted)
+    phantom = Case.from_dir(phantom_dir)
+    told = judged(tiny, [phantom], phantom, halved)
+    assert {gate.changed_reduced for gate in gates} == {CHANGED_BY_ROUNDING} == {1e-3}
+    assert {entry["arithmetic"] for entry in told["artefacts"]} == {"fp32, weights fp16"}
+    assert "| model.onnx (ort, fp32, weights fp16) |" in parity(run_of(told, 1.0))
+    gates.clear()
+    told = judged(tiny, [phantom], phantom)
+    assert {gate.changed_fp32 for gate in gates} == {1e-4}
+    assert {entry["arithmetic"] for entry in told["artefacts"]} == {"fp32"}
+
+
+def halved(graph: bytes) -> bytes:
+    stored: bytes = halve_weights(onnx.load_model_from_string(graph)).SerializeToString()
+    return stored
 
 
 def test_figures_are_means_over_a_groups_cases() -> None:
