@@ -87,7 +87,7 @@ class Pairing:
         same: both run the same windows with the same weights, so that labels must be equal, within
             `most_changed`.
         costly: left out with --quick.
-        once: run in one round less.
+        once: run in one round, and in two with --rounds.
     """
 
     peer: Peer
@@ -225,6 +225,7 @@ def bench_peer(
     warm: WarmUp,
     rounds: int,
     scale: Scale,
+    pytestconfig: pytest.Config,
     case_facts: dict[str, Any],
     network_facts: dict[str, Any],
 ) -> None:
@@ -260,7 +261,8 @@ def bench_peer(
                 one.run()
             first.prepare()
 
-        times = rounds_of(pairing.once, rounds, estimate)
+        chosen = pytestconfig.getoption("--rounds")
+        times = rounds_of(pairing.once, rounds, estimate, chosen)
         benchmark.pedantic(first.run, setup=in_turn, rounds=times, iterations=1)
         rows = [_row(one, seconds, pairing, prepared, theirs, model) for one in timed]
         infos = [one.backend.info for one in timed]
@@ -279,6 +281,7 @@ def bench_peer(
         model_sha256=graphs_of(*infos),
         peer_s=statistics.median(seconds),
         rounds=times,
+        once=pairing.once,
         same_windows=pairing.same,
         rows=rows,
         left_out=left_out,

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from benchmarks.conftest import THREADS, Report
+from benchmarks.conftest import THREADS, Report, facts_of
 from benchmarks.figures import figure, ratios
 from benchmarks.new_case import as_of_a_new_patient, note_box
 from benchmarks.opened import graphs_of, open_or_skip
@@ -78,15 +78,15 @@ def bench_overlap(
     benchmark: Any,
     report: Report,
     model: ModelDir,
-    cases: list[Case],
+    overlap_cases: list[Case],
     rounds: int,
-    case_facts: dict[str, Any],
     network_facts: dict[str, Any],
 ) -> None:
     """Every mode in turn within each round on the timed case; Dice over all cases, against truth
     and against the reference mode. A box mode is timed on boxes that were not run before.
     """
     modes = [mode for mode in MODES if mode.precision != "int8" or ONNX_INT8 in model.hashes]
+    cases = overlap_cases
     volumes = [load(case) for case in cases]
     seconds: dict[str, list[float]] = {mode.name: [] for mode in modes}
     with ExitStack() as stack:
@@ -154,7 +154,7 @@ def bench_overlap(
         backend=info.name,
         device=info.device,
         model_sha256=graphs,
-        **case_facts,
+        **facts_of(volumes[0]),
         **network_facts,
     )
 
@@ -197,10 +197,15 @@ def bench_batch(
     case_facts: dict[str, Any],
     network_facts: dict[str, Any],
 ) -> None:
-    """Windows per step, in turn; the CPU backends run one at a time whatever is asked for."""
+    """Windows per step, in turn, where the backend takes more than one."""
     backend = open_or_skip(model)
     seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     try:
+        if backend.info.device == "cpu":
+            pytest.skip(
+                f"{backend.info.name} on a CPU runs one window at a time, whatever batch is asked "
+                "for"
+            )
         segmenters = {n: Segmenter(backend, SegmentOptions(batch=n)) for n in BATCHES}
 
         def in_turn() -> None:

@@ -23,7 +23,7 @@ def peers(run: dict[str, Any]) -> str:
             f"{one['peer_s']:.1f}",
             f"{one['ours_s']:.1f}",
             _ratio(one, one["rounds"]),
-            str(one["rounds"]),
+            _how_often(one),
             f"{one['changed_labels']:.1e}",
         ]
         for one in sorted(found, key=lambda one: one["input"])
@@ -36,6 +36,12 @@ def peers(run: dict[str, Any]) -> str:
     halved = any(one.get("weights_stored") == "float16" or one.get("half_weights") for one in found)
     note = " Ours stores its weights in fp16; those of the peers are not rounded." if halved else ""
     return f"{table(head, rows)}\n\n{subjects(found)}{note} {machine(run)}"
+
+
+def _how_often(one: dict[str, Any]) -> str:
+    """Its rounds, and why there is but one."""
+    by_design = one["rounds"] == 1 and one.get("once")
+    return "1 (too slow for more; 2 with --rounds 2)" if by_design else str(one["rounds"])
 
 
 def _how(one: dict[str, Any]) -> str:

@@ -174,8 +174,13 @@ def test_what_is_cheap_is_timed_at_least_three_times() -> None:
     assert rounds_of(once=False, usual=2, estimate=0.9 * CHEAP_S) == 3
     assert rounds_of(once=False, usual=2, estimate=1.1 * CHEAP_S) == 2
     assert rounds_of(once=False, usual=5, estimate=1.0) == 5
+
+
+def test_what_is_slow_by_design_is_timed_once_unless_rounds_are_asked_for() -> None:
+    """--rounds 2 left one, whose noise nobody knows."""
     assert rounds_of(once=True, usual=2, estimate=1.0) == 1
-    assert rounds_of(once=True, usual=1, estimate=1.0) == 1
+    for asked, times in ((1, 1), (2, 2), (5, 2)):
+        assert rounds_of(once=True, usual=asked, estimate=1.0, chosen=asked) == times
 
 
 def test_the_limit_of_changed_labels_is_that_of_the_weights() -> None:
@@ -211,6 +216,7 @@ def run(tiny_network: UNet3D, tiny_card: ModelCard, tiny_model: Any, phantom_vol
             warm=WarmUp(),
             rounds=2,
             scale=QUICK if quick else STANDARD,
+            pytestconfig=SimpleNamespace(getoption={"--rounds": None}.get),
             case_facts={},
             network_facts={},
         )

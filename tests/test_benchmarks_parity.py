@@ -13,13 +13,17 @@ import pytest
 from benchmarks import bench_parity, bench_scaling
 from benchmarks.bench_scaling import MODES
 from benchmarks.rounding import CHANGED_BY_ROUNDING
+from benchmarks.scale import QUICK, STANDARD, Scale
 from benchmarks.tables import parity
 from export.half_weights import halve_weights
 from export.parity import Gate
 from runtime.case import Case
 from runtime.model_card import ModelCard
 from runtime.model_dir import ONNX_FP32, ModelDir
-from runtime.phantom import write_phantom
+from runtime.nifti import Volume, load
+from runtime.ops.numpy import NumpyOps
+from runtime.phantom import Enhancement, write_phantom
+from runtime.preprocess import prepare
 from runtime.windows import plan_windows
 from tests.run_records import run_of
 from train.unet import UNet3D
@@ -150,6 +154,33 @@ def test_how_far_a_mode_is_from_the_reference_is_a_figure() -> None:
         "box (balanced): ET to overlap 0.5": ("Dice", [0.95]),
     }
     assert list(bench_scaling._figures("overlap 0.5", [2.0], dice, 0.0)) == ["overlap 0.5: time"]
+
+
+@pytest.mark.parametrize("scale", [STANDARD, QUICK], ids=["standard", "quick"])
+def test_overlaps_differ_without_real_cases(scale: Scale, tmp_path: Path) -> None:
+    """They had the same four windows from 0 to 0.5, so that nothing was measured."""
+    case = Case.from_dir(
+        write_phantom(tmp_path, 1, 3, shape=scale.overlap_phantom, enhancement=Enhancement.RIM)
+    )
+    card = ModelCard("x", patch=scale.patch)
+    box = prepare(load(case), card, NumpyOps(), card.patch).voxels.shape[1:]
+    overlaps = (0.0, 0.25, 0.5, 0.75)
+    counts = [len(plan_windows(box, card.patch, overlap, "fitted")) for overlap in overlaps]
+    assert counts == [3, 4, 5, 8]
+
+
+def test_what_no_batch_changes_is_not_measured(tiny_model: Path, phantom_volume: Volume) -> None:
+    """Three equal rows."""
+    with pytest.raises(pytest.skip.Exception, match="openvino on a CPU runs one window at a time"):
+        bench_scaling.bench_batch(
+            benchmark=None,
+            report=lambda *_, **__: None,
+            model=ModelDir.open(tiny_model),
+            volume=phantom_volume,
+            rounds=1,
+            case_facts={},
+            network_facts={},
+        )
 
 
 def test_every_overlap_that_changes_the_plan_of_a_real_case_is_scaled() -> None:

@@ -133,6 +133,12 @@ def test_of_one_round_no_spread_is_shown() -> None:
     )
 
 
+def test_of_a_peer_that_is_timed_once_the_row_says_so() -> None:
+    once = PEER | {"rounds": 1, "once": True}
+    assert "| 1 (too slow for more; 2 with --rounds 2) |" in peers(run_of(once, 11.0))
+    assert "| 2 |" in peers(run_of(once | {"rounds": 2}, 11.0))
+
+
 def test_stages_shows_median_and_percentile_cold_and_warm() -> None:
     run = together(run_of(stages_of("cold", 3.0), 3.0), run_of(stages_of("warm", 2.0), 2.0))
     lines = stages(run).splitlines()
