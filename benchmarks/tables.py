@@ -167,7 +167,7 @@ def cohort(run: dict[str, Any]) -> str:
             one["network"],
             str(one["cohort"]),
             *(_range(one["figures"][name]) for name in names),
-            _range(one["figures"]["pipeline, a case"]),
+            _range(one["figures"]["pipeline, a case"], 3),
         ]
         for one in found
     ]
@@ -175,9 +175,10 @@ def cohort(run: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
 
 
-def _range(found: dict[str, Any]) -> str:
+def _range(found: dict[str, Any], digits: int = 2, mark: str = "") -> str:
     values, unit = found["values"], "" if found["unit"] == "ratio" else f" {found['unit']}"
-    return f"{middle(found):.2f}{unit} ({_spread(values, len(values))})"
+    centre = f"{mark}{middle(found):.{digits}f}{unit}{mark}"
+    return f"{centre} ({_spread(values, len(values), digits)})"
 
 
 def patient(run: dict[str, Any]) -> str:
@@ -189,7 +190,7 @@ def patient(run: dict[str, Any]) -> str:
         [
             one["backend"],
             *(f"{one['stages_s'][stage]:.3f}" for stage in stages),
-            _bold(one["figures"]["around the network"]),
+            _range(one["figures"]["around the network"], 3, "**"),
             _range(one["figures"]["in all"]),
         ]
         for one in found
@@ -200,11 +201,6 @@ def patient(run: dict[str, Any]) -> str:
         f"clock; rest is what no stage claims, such as syncing. Rounds: {rounds}. "
         f"Case {found[0]['case']}. {machine(run)}"
     )
-
-
-def _bold(found: dict[str, Any]) -> str:
-    values = found["values"]
-    return f"**{middle(found):.3f} s** ({_spread(values, len(values), 3)})"
 
 
 def memory(run: dict[str, Any]) -> str:

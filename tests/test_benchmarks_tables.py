@@ -184,7 +184,7 @@ def test_a_cohort_is_given_a_case() -> None:
     }
     lines = cohort(run_of(record, 1.0)).splitlines()
     assert lines[0].endswith("| pipeline, a case |")
-    assert lines[2].endswith("| 0.26 s (0.25-0.27) |")
+    assert lines[2].endswith("| 0.260 s (0.250-0.270) |")
 
 
 def test_modes_are_rows_with_their_dice() -> None:
