@@ -6,7 +6,8 @@ calibration`) that was timed before and after it in its own run. The noise of a 
 of its rounds, at least the usual one of its unit in that run, and that of the calibration, by which
 the machine became faster or slower meanwhile, and a third of what it corrects, for no two pieces of
 work slow down alike. Beyond three times the noise of both runs, and beyond 5% and 15 ms, worse is
-worse.
+worse. What an artefact segments is no matter of noise: 0.002 of Dice less, twice the changed labels
+(and 1e-4 more), or a verdict that was better is worse.
 
 What it sees: on a machine that is left alone, a time of over 30 ms that becomes 1.5 times as
 long wherever its rounds agree within 5%; most often a fifth more. What it cannot see: a stage of a
@@ -33,10 +34,17 @@ LEAST_SECONDS: Final = 0.015
 """Two turns of a scheduler beside other work: a stage of a millisecond may lose them by chance."""
 LEAST_DICE: Final = 0.002
 """Absolute: Dice is no matter of chance on one machine, but of the last digits on two versions."""
+LEAST_CHANGED: Final = 1e-4
+"""Absolute, of changed labels: what an artefact in fp32 may change. More of them may double."""
+ABSOLUTE: Final = {"Dice": ".4f", "changed": ".1e", "verdict": ".1f"}
+"""Units that are judged by what is lost of them, not by its share; and how that is written."""
 MACHINE: Final = ("processor", "cpus", "threads", "scale")
 NOISY: Final = 0.5
 """Allowed worsening from which a figure says little."""
-SUBJECT: Final = ("case", "case_sha256", "weights_sha256", "patch", "backend", "device")
+SUBJECT: Final = (
+    *("case", "case_sha256", "scored_cases", "cohort"),
+    *("weights_sha256", "patch", "backend", "device"),
+)
 
 
 class IncomparableError(Exception):
@@ -50,7 +58,7 @@ class Row:
     Attributes:
         benchmark, name, unit: which.
         old, new: medians; ``new`` as it would have been at the old run's speed of the machine.
-        change: worsening, relative (of Dice absolute); negative is better.
+        change: worsening, relative (of units in `ABSOLUTE` absolute); negative is better.
         allowed: largest ``change`` that is no regression.
     """
 
@@ -70,7 +78,7 @@ class Row:
     def noisy(self) -> bool:
         """Whether noise, and no fixed least, allows half as much again."""
         least = LEAST_SECONDS / self.old if self.unit == "s" and self.old > 0 else 0.0
-        return self.unit != "Dice" and self.allowed > max(NOISY, least)
+        return self.unit not in ABSOLUTE and self.allowed > max(NOISY, least)
 
 
 @dataclass(frozen=True)
@@ -182,8 +190,9 @@ def _rows(
         if was is None or _why_not(was, found, clocks):
             continue
         unit, then, now = found["unit"], middle(was), middle(found)
-        if unit == "Dice":
-            yield Row(benchmark, name, unit, then, now, then - now, LEAST_DICE)
+        if unit in ABSOLUTE:
+            worsening = then - now if unit in HIGHER else now - then
+            yield Row(benchmark, name, unit, then, now, worsening, _loss(unit, then))
             continue
         noise = [
             max(spread(one["values"]) or 0.0, usual_of.get(unit, 0.0))
@@ -202,6 +211,13 @@ def _rows(
             allowed = max(allowed, LEAST_SECONDS / then)
         worse, better = (then, now) if unit in HIGHER else (now, then)
         yield Row(benchmark, name, unit, then, now, _worsening(worse, better), allowed)
+
+
+def _loss(unit: str, then: float) -> float:
+    """Most that is allowed to be lost of a unit in `ABSOLUTE`; nothing of a verdict."""
+    if unit == "changed":
+        return max(LEAST_CHANGED, then)
+    return LEAST_DICE if unit == "Dice" else 0.0
 
 
 def _worsening(worse: float, better: float) -> float:
@@ -305,8 +321,8 @@ def shown(rows: Sequence[Row], absent: Sequence[Missing] = ()) -> list[str]:
             f"{row.benchmark.rpartition('/')[2]}: {row.name}",
             f"{row.old:.4g} {row.unit}",
             f"{row.new:.4g} {row.unit}",
-            f"{row.change:+.4f}" if row.unit == "Dice" else f"{row.change:+.1%}",
-            f"{row.allowed:.4f}" if row.unit == "Dice" else f"{row.allowed:.1%}",
+            f"{row.change:+{ABSOLUTE.get(row.unit, '.1%')}}",
+            f"{row.allowed:{ABSOLUTE.get(row.unit, '.1%')}}",
         )
         for row in moved
     ]

@@ -49,7 +49,7 @@ from benchmarks.scale import Scale
 from export.build import build
 from export.release import release
 from runtime.case import Case
-from runtime.model_card import ModelCard
+from runtime.model_card import ModelCard, Shape3
 from runtime.model_dir import ONNX_FP32, ModelDir
 from runtime.nifti import Volume, load
 from runtime.phantom import Enhancement, write_phantom
@@ -188,14 +188,12 @@ def rounds(pytestconfig: pytest.Config, scale: Scale) -> int:
 @pytest.fixture(scope="session")
 def phantom(scale: Scale, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """A case of no patient."""
-    folder = write_phantom(
-        tmp_path_factory.mktemp("phantom"),
-        1,
-        3,
-        shape=scale.phantom,
-        enhancement=Enhancement.RIM,
-    )
-    return Case.from_dir(folder)
+    return _phantom(tmp_path_factory, scale.phantom)
+
+
+def _phantom(folders: pytest.TempPathFactory, shape: Shape3) -> Case:
+    out = folders.mktemp("phantom")
+    return Case.from_dir(write_phantom(out, 1, 3, shape=shape, enhancement=Enhancement.RIM))
 
 
 @pytest.fixture(scope="session")
@@ -206,6 +204,16 @@ def cases(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> list[C
     if pytestconfig.getoption("--data") is not None:
         return cases_of(pytestconfig)
     return [request.getfixturevalue("phantom")]
+
+
+@pytest.fixture(scope="session")
+def overlap_cases(
+    pytestconfig: pytest.Config, scale: Scale, tmp_path_factory: pytest.TempPathFactory
+) -> list[Case]:
+    """Those of --data, else a phantom on which overlaps differ."""
+    if pytestconfig.getoption("--data") is not None:
+        return cases_of(pytestconfig)
+    return [_phantom(tmp_path_factory, scale.overlap_phantom)]
 
 
 @pytest.fixture(scope="session")
@@ -237,6 +245,11 @@ def trained(
 @pytest.fixture(scope="session")
 def case_facts(volume: Volume) -> dict[str, Any]:
     """Which case, for a record."""
+    return facts_of(volume)
+
+
+def facts_of(volume: Volume) -> dict[str, Any]:
+    """A case by its name, shape and voxels."""
     digests = "".join(image.sha256 for image in volume.images.values())
     return {
         "case": volume.case.case_id,

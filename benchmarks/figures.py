@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Final, Literal
 
-Unit = Literal["s", "1/s", "ratio", "MiB", "Dice"]
+Unit = Literal["s", "1/s", "ratio", "MiB", "Dice", "changed", "verdict"]
+"""Of these "changed" is a share of the tumour's labels, and "verdict" one of `VERDICTS`."""
 
-HIGHER: Final = frozenset({"1/s", "ratio", "Dice"})
+HIGHER: Final = frozenset({"1/s", "ratio", "Dice", "verdict"})
 """Units of which more is better; of seconds and bytes less is. A ratio is peer / ours."""
+
+VERDICTS: Final = {"pass": 1.0, "inconclusive": 0.5, "fail": 0.0}
 
 
 def figure(values: Sequence[float], unit: Unit) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from runtime.backends import (
 )
 from runtime.errors import BackendUnavailableError, ParityError
 from runtime.model_dir import ModelDir
-from runtime.segmenter import Segmenter
 from runtime.windows import Patch
 
 
@@ -60,13 +59,3 @@ def open_or_skip(
 def graphs_of(*ran: BackendInfo) -> dict[str, str]:
     """The SHA-256 of every graph that was run, by its file."""
     return {info.artefact: info.sha256 for info in ran}
-
-
-def as_for_a_new_case(segmenter: Segmenter) -> None:
-    """Have a mode of one window over the brain box bind it again, as the next patient's would be.
-
-    Every brain has a box of its own, for which a backend compiles or allocates anew; a run that
-    finds it as the last one left it hides that. To be called, untimed, before what is timed.
-    """
-    if segmenter.patch == "box":
-        segmenter.backend.bind(segmenter.backend.card.patch, 1)

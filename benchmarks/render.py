@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import plots, tables
+from benchmarks import plots, scores_table, tables
 from benchmarks.results_page import RESULTS, is_quick, of_question, replace_block
 from benchmarks.ways_table import ways
 from runtime.errors import BratsError, InputError
@@ -168,7 +168,7 @@ def _rendered(path: Path, run: dict[str, Any], page: Path) -> list[str]:
 def _render_scores(evaluation: Path, predictions: Path, page: Path) -> None:
     scores = _read_json(evaluation)
     try:
-        block = tables.scores(scores, predictions)
+        block = scores_table.scores(scores, predictions)
     except (KeyError, TypeError) as error:
         raise _no_run(evaluation, f"scores that lack {error}") from error
     except OSError as error:

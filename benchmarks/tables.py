@@ -1,8 +1,6 @@
 """The tables of RESULTS.md, each from the JSON of a run."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,7 +23,7 @@ def peers(run: dict[str, Any]) -> str:
             f"{one['peer_s']:.1f}",
             f"{one['ours_s']:.1f}",
             _ratio(one, one["rounds"]),
-            str(one["rounds"]),
+            _how_often(one),
             f"{one['changed_labels']:.1e}",
         ]
         for one in sorted(found, key=lambda one: one["input"])
@@ -40,6 +38,12 @@ def peers(run: dict[str, Any]) -> str:
     return f"{table(head, rows)}\n\n{subjects(found)}{note} {machine(run)}"
 
 
+def _how_often(one: dict[str, Any]) -> str:
+    """Its rounds, and why there is but one."""
+    by_design = one["rounds"] == 1 and one.get("once")
+    return "1 (too slow for more; 2 with --rounds 2)" if by_design else str(one["rounds"])
+
+
 def _how(one: dict[str, Any]) -> str:
     """The windows of ours: a mode's name, or where they lie."""
     exact = one["quality"] == "exact"
@@ -51,9 +55,9 @@ def _ratio(one: dict[str, Any], rounds: int) -> str:
     return f"**{middle:.2f}** ({_spread(ends, rounds)})"
 
 
-def _spread(values: Sequence[float], rounds: int) -> str:
+def _spread(values: Sequence[float], rounds: int, digits: int = 2) -> str:
     """The range over the rounds; of one there is none."""
-    return f"{min(values):.2f}-{max(values):.2f}" if rounds > 1 else "1 round"
+    return f"{min(values):.{digits}f}-{max(values):.{digits}f}" if rounds > 1 else "1 round"
 
 
 def stages(run: dict[str, Any]) -> str:
@@ -163,34 +167,40 @@ def cohort(run: dict[str, Any]) -> str:
             one["network"],
             str(one["cohort"]),
             *(_range(one["figures"][name]) for name in names),
-            f"{middle(one['figures']['pipeline']) / one['cohort']:.3f}",
+            _range(one["figures"]["pipeline, a case"], 3),
         ]
         for one in found
     ]
-    head = ("network", "cases", *names, "pipeline, s a case")
+    head = ("network", "cases", *names, "pipeline, a case")
     return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
 
 
-def _range(found: dict[str, Any]) -> str:
+def _range(found: dict[str, Any], digits: int = 2, mark: str = "") -> str:
     values, unit = found["values"], "" if found["unit"] == "ratio" else f" {found['unit']}"
-    return f"{middle(found):.2f}{unit} ({_spread(values, len(values))})"
+    centre = f"{mark}{middle(found):.{digits}f}{unit}{mark}"
+    return f"{centre} ({_spread(values, len(values), digits)})"
 
 
 def patient(run: dict[str, Any]) -> str:
-    """Seconds per stage, disk to disk."""
+    """Seconds per stage, disk to disk, and by the clock, with their spread."""
     found = of_question(run, "patient")
     stages = list(found[0]["stages_s"])
+    rounds = ", ".join(dict.fromkeys(str(len(one["figures"]["in all"]["values"])) for one in found))
     rows = [
         [
             one["backend"],
             *(f"{one['stages_s'][stage]:.3f}" for stage in stages),
-            f"**{one['around_the_network_s']:.3f}**",
-            f"{one['seconds']:.2f}",
+            _range(one["figures"]["around the network"], 3, "**"),
+            _range(one["figures"]["in all"]),
         ]
         for one in found
     ]
-    head = ("backend", *(f"{stage} s" for stage in stages), "around the network s", "in all s")
-    return f"{table(head, rows)}\n\nCase {found[0]['case']}. {machine(run)}"
+    head = ("backend", *(f"{stage} s" for stage in stages), "around the network", "in all")
+    return (
+        f"{table(head, rows)}\n\nIn all is from the first read to the sidecar on the disk, by the "
+        f"clock; rest is what no stage claims, such as syncing. Rounds: {rounds}. "
+        f"Case {found[0]['case']}. {machine(run)}"
+    )
 
 
 def memory(run: dict[str, Any]) -> str:
@@ -289,57 +299,3 @@ def _rounds(step: dict[str, Any]) -> int:
 def _network(one: dict[str, Any]) -> str:
     features, patch = ("-".join(map(str, one["features"])), "x".join(map(str, one["patch"])))
     return f"{features}, {patch}"
-
-
-def scores(evaluation: dict[str, Any], predictions: Path) -> str:
-    """Dice per case, region and label, HD95 per region, seconds."""
-    rows = []
-    made_by = []
-    for case_id, found in evaluation["cases"].items():
-        sidecar = json.loads((predictions / f"{case_id}.json").read_text())
-        made_by.append(_made_by(sidecar))
-        seconds = sidecar["timings_s"]
-        rows.append(
-            [
-                case_id,
-                *(f"{found[name]['dice']:.3f}" for name in REGIONS),
-                *(f"{found[name]['dice']:.3f}" for name in LABELS[:2]),
-                *(f"{found[name]['hd95']:.1f}" for name in REGIONS),
-                f"{seconds['network']:.1f}",
-                f"{sum(seconds.values()) - seconds['network']:.2f}",
-            ]
-        )
-    summary = evaluation["summary"]
-    rows.append(
-        [
-            "**mean**",
-            *(f"**{summary[name]['dice']['mean']:.3f}**" for name in REGIONS),
-            *(f"**{summary[name]['dice']['mean']:.3f}**" for name in LABELS[:2]),
-            *(f"**{summary[name]['hd95']['mean']:.1f}**" for name in REGIONS),
-            "",
-            "",
-        ]
-    )
-    head = (
-        "case",
-        *(f"Dice {name}" for name in REGIONS),
-        *(f"Dice {name}" for name in LABELS[:2]),
-        *(f"HD95 mm {name}" for name in REGIONS),
-        "network s",
-        "around it s",
-    )
-    made = "; ".join(dict.fromkeys(made_by))
-    return f"{table(head, rows)}\n\nProfile {evaluation['profile']}. {made}."
-
-
-def _made_by(sidecar: dict[str, Any]) -> str:
-    """What a prediction was made with, as far as its sidecar says: not on which machine."""
-    model, backend, windows = (sidecar[key] for key in ("model", "backend", "windows"))
-    patch = "x".join(map(str, windows["patch"]))
-    overlap = "/".join(f"{one:g}" for one in dict.fromkeys(windows["overlap"]))
-    return (
-        f"Weights {model['name']} ({model['sha256'][:10]}), {backend['name']} on "
-        f"{backend['device']} in {backend['precision']}, windows of {patch}, overlap {overlap}, "
-        f"{windows['placement']}; brats-deploy {sidecar['run']['version']}, "
-        f"{sidecar['run']['finished'][:10]}"
-    )

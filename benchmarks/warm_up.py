@@ -15,16 +15,17 @@ CHEAP_S: Final = 20.0
 CHEAP_ROUNDS: Final = 3
 
 
-def rounds_of(once: bool, usual: int, estimate: float) -> int:
+def rounds_of(once: bool, usual: int, estimate: float, chosen: int | None = None) -> int:
     """How often a peer is timed.
 
     Args:
-        once: in one round less than is usual.
+        once: in one round unless --rounds is given, and then in two: a round takes minutes.
         usual: of --rounds, or of the scale.
         estimate: seconds that it is expected to take.
+        chosen: --rounds, if it is given.
     """
     if once:
-        return max(1, usual - 1)
+        return 1 if chosen is None else min(2, chosen)
     return max(CHEAP_ROUNDS, usual) if estimate < CHEAP_S else usual
 
 

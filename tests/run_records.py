@@ -60,6 +60,18 @@ MEMORY = {
     "shape": [8, 8, 8],
     "weights": "w",
 }
+PATIENT = {
+    "question": "patient",
+    "backend": "openvino",
+    "stages_s": {"load": 0.04, "network": 8.0, "save": 0.01, "rest": 0.03},
+    "figures": {
+        "in all": figure([8.08, 8.1, 8.2], "s"),
+        "network": figure([8.0, 8.01, 8.02], "s"),
+        "around the network": figure([0.08, 0.09, 0.18], "s"),
+    },
+    "case": "A",
+    "weights": "w",
+}
 PARITY = {"question": "parity", "artefacts": [], "case": "A, B", "weights": "w"}
 
 

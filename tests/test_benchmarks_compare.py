@@ -15,7 +15,7 @@ import pytest
 from benchmarks import calibration, conftest
 from benchmarks.calibration import WORK, calibrate, steady
 from benchmarks.compare import IncomparableError, check_machine, compare, missing, read_run, shown
-from benchmarks.figures import figure, spread
+from benchmarks.figures import VERDICTS, figure, spread
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"processor": "P", "cpus": 2, "threads": 2, "scale": "standard"}
@@ -58,6 +58,38 @@ def test_what_is_worse_is_caught_and_what_is_alike_is_not(
     assert regressed(old, run({"it": figure(alike, unit)})) == []
     # As far in the other direction is better, and no regression.
     assert regressed(run({"it": figure(worse, unit)}), run({"it": figure(before, unit)})) == []
+
+
+@pytest.mark.parametrize(
+    ("unit", "before", "worse", "alike"),
+    [
+        # An fp16 graph that changed one label in 5000 and now changes one in 50.
+        ("changed", 2e-4, 2e-2, 3.9e-4),
+        ("changed", 0.0, 1.1e-4, 9e-5),
+        ("verdict", VERDICTS["pass"], VERDICTS["fail"], VERDICTS["pass"]),
+        ("verdict", VERDICTS["pass"], VERDICTS["inconclusive"], VERDICTS["pass"]),
+        ("verdict", VERDICTS["inconclusive"], VERDICTS["fail"], VERDICTS["pass"]),
+        # `balanced` to `exact`.
+        ("Dice", 0.96, 0.85, 0.9585),
+    ],
+)
+def test_labels_that_became_worse_are_caught_whatever_the_noise(
+    unit: Any, before: float, worse: float, alike: float
+) -> None:
+    noisy = {f"other {n}": figure((5.0, 15.0), "s") for n in range(3)}
+    old = run(noisy | {"it": figure((before,), unit)})
+    new = run(noisy | {"it": figure((worse,), unit)})
+    assert regressed(old, new) == ["it"]
+    assert "it" in shown(compare(old, new))[1]
+    assert regressed(old, run({"it": figure((alike,), unit)})) == []
+    assert regressed(new, old) == []
+
+
+@pytest.mark.parametrize(("key", "other"), [("scored_cases", ["A", "B"]), ("cohort", 16)])
+def test_figures_over_other_cases_say_nothing_of_each_other(key: str, other: Any) -> None:
+    figures = {"it": figure((0.9,), "Dice")}
+    with pytest.raises(IncomparableError, match=f"the earlier run had {key}"):
+        compare(run(figures, **{key: ["A"]}), run(figures, **{key: other}))
 
 
 def test_rounds_that_disagree_allow_more() -> None:

@@ -2,12 +2,15 @@
 loop of the published tutorial leaves out the far ends.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import new_case
 from benchmarks.bench_scaling import MODES
-from benchmarks.opened import as_for_a_new_case
+from benchmarks.new_case import MOST, as_of_a_new_patient, note_box
 from benchmarks.peers import (
     MONAI,
     MONAI_LAST,
@@ -26,7 +29,8 @@ from benchmarks.peers import (
 )
 from benchmarks.stage_clock import STAGES, TimedOps
 from export.modes import PROPOSED
-from runtime.model_card import ModelCard, Shape3
+from runtime.backends import Fill, Take
+from runtime.model_card import ModelCard
 from runtime.modes import options_of
 from runtime.nifti import Volume
 from runtime.ops.numpy import NumpyOps
@@ -146,30 +150,62 @@ def test_timed_operations_do_what_they_wrap_and_note_their_stage(
     assert clock.taken() == {}
 
 
-class Bound(TorchBackend):
-    """Notes what it is bound to."""
-
-    def bind(self, window: Shape3, batch: int) -> None:
-        self.windows = [*getattr(self, "windows", []), window]
-        super().bind(window, batch)
+@pytest.fixture
+def nothing_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_case, "_RAN", set())
 
 
-def test_a_box_is_bound_again_before_it_is_timed(
+class Ran(TorchBackend):
+    """Notes which windows it runs."""
+
+    def run(self, n: int, fill: Fill, take: Take) -> None:
+        self.windows = [*getattr(self, "windows", []), self._inputs.shape[2:]]
+        super().run(n, fill, take)
+
+
+@pytest.mark.usefixtures("nothing_ran")
+def test_a_box_is_timed_on_shapes_that_were_not_run(
     phantom_volume: Volume, tiny_network: UNet3D, tiny_card: ModelCard
 ) -> None:
-    backend = Bound(tiny_network, tiny_card)
-    for mode in PROPOSED:
-        segmenter = Segmenter(backend, options_of(mode, SegmentOptions()))
-        box = segmenter.segment(phantom_volume).plan.patch
-        assert box != tiny_card.patch
-        backend.windows = []
-        as_for_a_new_case(segmenter)
-        segmenter.segment(phantom_volume)
-        assert backend.windows == [tiny_card.patch, box]
-    # Windows of the card's patch are bound as they are for every patient.
-    backend.windows = []
-    as_for_a_new_case(Segmenter(backend))
-    assert backend.windows == []
+    """It was bound again, and its kernels had long been chosen."""
+    backend = Ran(tiny_network, tiny_card)
+    segmenter = Segmenter(backend, options_of(PROPOSED[0], SegmentOptions()))
+    own = segmenter.segment(phantom_volume).plan.patch
+    note_box(backend.info, own)
+    before = {name: one.voxels.copy() for name, one in phantom_volume.images.items()}
+    for _ in range(3):
+        segmenter.segment(as_of_a_new_patient(segmenter, phantom_volume))
+    assert backend.windows[0] == own
+    assert len(set(backend.windows)) == 4, backend.windows
+    for window in backend.windows:
+        assert 1 <= np.prod(window) / np.prod(own) <= MOST
+    for name, one in phantom_volume.images.items():
+        np.testing.assert_array_equal(one.voxels, before[name])
+    # Whatever has run a shape in this process: kernels outlive the backend that chose them.
+    again = Ran(tiny_network, tiny_card)
+    segmenter = Segmenter(again, segmenter.options)
+    segmenter.segment(as_of_a_new_patient(segmenter, phantom_volume))
+    assert not set(again.windows) & set(backend.windows)
+
+
+def test_windows_of_the_cards_patch_are_timed_on_the_case_itself(
+    phantom_volume: Volume, tiny_network: UNet3D, tiny_card: ModelCard
+) -> None:
+    segmenter = Segmenter(TorchBackend(tiny_network, tiny_card))
+    assert as_of_a_new_patient(segmenter, phantom_volume) is phantom_volume
+
+
+@pytest.mark.usefixtures("nothing_ran")
+def test_no_box_is_timed_twice_without_a_word(
+    phantom_volume: Volume, tiny_network: UNet3D, tiny_card: ModelCard
+) -> None:
+    segmenter = Segmenter(
+        TorchBackend(tiny_network, tiny_card), options_of(PROPOSED[0], SegmentOptions())
+    )
+    for size in product(range(4, 65, 4), repeat=3):
+        note_box(segmenter.backend.info, size)
+    with pytest.raises(ValueError, match="take fewer rounds, or a larger case"):
+        as_of_a_new_patient(segmenter, phantom_volume)
 
 
 def test_the_modes_that_are_certified_are_rows_of_the_table() -> None:

@@ -3,22 +3,37 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from benchmarks import conftest
+from benchmarks.bench_patient import by_the_clock
 from benchmarks.figures import figure
 from benchmarks.results_page import machine
+from benchmarks.scores_table import scores
 from benchmarks.tables import (
+    cohort,
     loading,
     memory,
     modes,
     parity,
+    patient,
     peers,
     scaling,
-    scores,
     stages,
     startup,
     training,
 )
-from tests.run_records import MEMORY, PARITY, PEER, SCALING, modes_of, run_of, stages_of, together
+from tests.run_records import (
+    MEMORY,
+    PARITY,
+    PATIENT,
+    PEER,
+    SCALING,
+    modes_of,
+    run_of,
+    stages_of,
+    together,
+)
 
 SUBJECT = "Case A (8x8x8), weights w."
 
@@ -118,6 +133,12 @@ def test_of_one_round_no_spread_is_shown() -> None:
     )
 
 
+def test_of_a_peer_that_is_timed_once_the_row_says_so() -> None:
+    once = PEER | {"rounds": 1, "once": True}
+    assert "| 1 (too slow for more; 2 with --rounds 2) |" in peers(run_of(once, 11.0))
+    assert "| 2 |" in peers(run_of(once | {"rounds": 2}, 11.0))
+
+
 def test_stages_shows_median_and_percentile_cold_and_warm() -> None:
     run = together(run_of(stages_of("cold", 3.0), 3.0), run_of(stages_of("warm", 2.0), 2.0))
     lines = stages(run).splitlines()
@@ -125,6 +146,45 @@ def test_stages_shows_median_and_percentile_cold_and_warm() -> None:
     assert "| infer | 3000.0 (6000.0) | 2000.0 (4000.0) |" in lines
     assert "| open | 400.0 (500.0) |  |" in lines
     assert "| **around the network** | **70** | **70** |" in lines
+
+
+def test_a_patients_time_is_by_the_clock_with_spread_and_rounds() -> None:
+    """It was a sum of stages, none of which places the files, beside the clock's under one name."""
+    lines = patient(run_of(PATIENT, 99.0)).splitlines()
+    assert lines[0] == (
+        "| backend | load s | network s | save s | rest s | around the network | in all |"
+    )
+    assert lines[2] == (
+        "| openvino | 0.040 | 8.000 | 0.010 | 0.030 | **0.090 s** (0.080-0.180) | "
+        "8.10 s (8.08-8.20) |"
+    )
+    assert "Rounds: 3. Case A." in lines[-1]
+
+
+def test_what_no_stage_claims_is_around_the_network() -> None:
+    stages = [
+        {"load": 0.1, "network": 8.0, "save": 0.2},
+        {"load": 0.1, "network": 7.0, "save": 0.1},
+    ]
+    found = by_the_clock(stages, [8.5, 7.25])
+    assert found["in all"] == [8.5, 7.25]
+    assert found["around the network"] == pytest.approx([0.5, 0.25])
+    assert found["rest"] == pytest.approx([0.2, 0.05])
+    assert found["save"] == [0.2, 0.1]
+
+
+def test_a_cohort_is_given_a_case() -> None:
+    """Of 16 cases and of 17 the seconds in all said nothing of each other."""
+    ratio = figure([1.5, 1.6], "ratio")
+    names = ("one by one over pipeline", "network over pipeline", "forecast over pipeline")
+    figures = dict.fromkeys(names, ratio) | {"pipeline, a case": figure([0.25, 0.27], "s")}
+    record = PATIENT | {
+        **{"question": "a cohort", "network": "stub", "cohort": 16, "figures": figures},
+        "shape": [8, 8, 8],
+    }
+    lines = cohort(run_of(record, 1.0)).splitlines()
+    assert lines[0].endswith("| pipeline, a case |")
+    assert lines[2].endswith("| 0.260 s (0.250-0.270) |")
 
 
 def test_modes_are_rows_with_their_dice() -> None:
