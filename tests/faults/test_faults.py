@@ -735,9 +735,16 @@ FAULTS = (
     Fault(
         "parts-of-two-divisions-in-one-folder",
         "runtime/lock.py",
-        'elif not other.name.endswith(f"-of-{count}.lock"):',
+        "elif not beside:",
         "elif False:",
         "tests/test_lock.py::test_parts_of_one_division_are_written_beside_each_other",
+    ),
+    Fault(
+        "parts-that-begin-together-take-each-others-looks-for-runs",
+        "runtime/lock.py",
+        "freed = _held_file(other) if beside else _soon_held_file(other)",
+        "freed = _held_file(other)",
+        "tests/test_lock.py::test_a_part_waits_for_those_who_look_at_what_another_division_left",
     ),
     Fault(
         "volumes-compared-without-their-logarithm",
