@@ -665,8 +665,8 @@ FAULTS = (
     Fault(
         "nobody-runs-the-cases-of-the-last-process-that-died",
         "runtime/processes.py",
-        "if self.lost or self.waiting:",
-        "if self.waiting:",
+        "if self.lost or self.waiting or not self.begun:",
+        "if self.waiting or not self.begun:",
         "tests/test_processes.py::test_a_case_that_kills_is_found_and_told",
     ),
     Fault(
@@ -905,10 +905,45 @@ FAULTS = (
     ),
     Fault(
         "a-cohorts-processes-outlive-the-first",
-        "runtime/processes.py",
+        "runtime/process_worker.py",
         "                os._exit(1)  # nobody is left to tell\n",
         "                return\n",
         "tests/soak/test_cohort_kills.py::test_a_killed_cohort_resumed_is_one_that_was_left_alone",
+    ),
+    Fault(
+        "the-first-process-takes-what-all-could-do",
+        "runtime/processes.py",
+        "room = 1 if worker.careful else min(depth + 1, self._room())",
+        "room = 1 if worker.careful else _AHEAD",
+        "tests/test_processes.py::test_cases_are_dealt_in_turn",
+    ),
+    Fault(
+        "one-device-that-is-lost-ends-the-work-of-all",
+        "runtime/processes.py",
+        "if not self.begun or not (self.workers or self.stopping):",
+        "if not self.stopping:",
+        "tests/test_processes.py::test_a_device_that_is_lost_leaves_its_cases_to_the_others",
+    ),
+    Fault(
+        "two-graphs-in-one-cohort",
+        "runtime/processes.py",
+        "if (info.sha256, info.name) != (first.sha256, first.name):",
+        "if False:",
+        "tests/test_processes.py::test_devices_that_open_something_else_are_refused",
+    ),
+    Fault(
+        "a-process-writes-into-whatever-took-its-folders-place",
+        "runtime/lock.py",
+        "if held.identity == identity:",
+        "if True:",
+        "tests/test_processes.py::test_a_process_writes_into_no_other_folder",
+    ),
+    Fault(
+        "no-table-of-what-was-done-before-the-run-failed",
+        "runtime/cli/infer_run.py",
+        "if several and len(record.entries) > len(problems) and not interrupted(error):",
+        "if False:",
+        "tests/test_infer_cli.py::test_what_was_done_before_a_run_failed_is_in_its_tables",
     ),
 )
 
