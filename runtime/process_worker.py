@@ -67,7 +67,7 @@ def serve(
                 as_good=work.as_good,
                 look=work.pages.look(lambda text, case: say("note", text, case)),
                 held=held,
-                room=work.room(),
+                room=work.room(lambda text: say("note", text, None)),
                 stopping=stop.is_set,
                 ready=lambda: not inbox.empty(),
             )

@@ -289,6 +289,8 @@ class _Line:
 
 
 class _Process:
+    exitcode = 0
+
     def kill(self) -> None: ...
 
     def join(self) -> None: ...
@@ -383,6 +385,31 @@ def test_devices_that_open_something_else_are_refused(
     assert len(pool.workers) == len(notes) == 1
     with pytest.raises(UsageError):
         pool._opened(pool.workers[0], two)
+
+
+def test_an_error_that_ends_a_process_is_one_of_what_it_ran(
+    data: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Work] = []
+    monkeypatch.setattr(_Pool, "start", lambda pool, work, deaths: begun.append(work))
+    monkeypatch.setattr("runtime.processes._end", lambda process: None)
+    notes: list[str] = []
+    pool = pool_of(2, 7, work, tmp_path)
+    pool.told = Told(note=lambda text, case: notes.append(text))
+    worker, other = pool.workers
+    with claim(find_cases(data)[:1], OutputOptions(tmp_path)) as ((job,), _):
+        worker.in_hand[job.plan.sidecar] = job
+    error = BackendUnavailableError("cpu", found="KeyError: 'x'", expected="none", remedy="look")
+    worker.connection = SimpleNamespace(recv=lambda: ("failed", error), close=lambda: None)  # type: ignore[assignment]
+    assert list(pool.heard(worker)) == []
+    assert pool.workers == [other]
+    assert [one.case for one in pool.lost] == [job.case]
+    assert notes == ["a process died (KeyError: 'x'); its cases are run again one by one"]
+    assert len(begun) == 1
+    full = OutputError("out", found="a full disk", expected="room", remedy="make some")
+    other.connection = SimpleNamespace(recv=lambda: ("failed", full), close=lambda: None)  # type: ignore[assignment]
+    with pytest.raises(OutputError, match="a full disk"):
+        list(pool.heard(other))
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def check_cohort_flags(options: "InferArgs") -> None:
             "--device",
             options.device,
             "devices of one kind, such as cuda:0,cuda:1, whose results are the same",
-            "run the cohort on the others, or give each kind an output folder of its own",
+            "name only GPUs or only cpu, or give each a --part of the cases and its own folder",
         ),
         (
             several and options.ray is not None,
