@@ -40,6 +40,7 @@ def try_lock(descriptor: int, shared: bool = False) -> bool:
 
 _PROBED_S: Final = 1.0
 """How long a part's file may look held while others see whether its run was killed."""
+_LOOK_S: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,38 @@ class Held:
         except OSError:
             same = False
         if not same:
-            raise OutputError(
-                self.directory,
-                found="no longer the folder that this run began to write into",
-                expected="it to stay in its place until the run ends",
-                remedy="put it back if it was moved, and run again with --resume",
-            )
+            raise _moved(self.directory)
+
+    @property
+    def identity(self) -> tuple[int, int] | None:
+        """By which another process knows the folder again, whatever its path leads to by then."""
+        if self.descriptor is None:
+            return None
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino
+
+    @classmethod
+    def again(cls, directory: Path, identity: tuple[int, int] | None) -> "Held":
+        """The folder that another process holds and this one writes into on its behalf.
+
+        Args:
+            directory: its path.
+            identity: of the other process's `Held`; open in this one until it ends.
+
+        Raises:
+            OutputError: the path no longer leads to it.
+        """
+        if identity is None:
+            return cls(directory, None)
+        try:
+            held = cls(directory, os.open(directory, os.O_RDONLY))
+        except OSError as error:
+            raise _moved(directory) from error
+        if held.identity == identity:
+            return held
+        if held.descriptor is not None:
+            os.close(held.descriptor)
+        raise _moved(directory)
 
 
 @contextmanager
@@ -127,27 +154,34 @@ def held(descriptor: int, shared: bool = False) -> bool:
 def _only_writer_of(directory: Path, index: int, count: int) -> Iterator[None]:
     """Hold a hidden file for a part; it is removed in the end, and those of killed runs with it."""
     own = directory / f".part-{index}-of-{count}.lock"
-    descriptor = _held_file(own)
-    until = monotonic() + _PROBED_S
-    while descriptor is None and monotonic() < until:
-        sleep(0.05)
-        descriptor = _held_file(own)
+    descriptor = _soon_held_file(own)
     if descriptor is None:
         raise _taken(directory)
     try:
         for other in sorted(directory.glob(".part-*-of-*.lock")):
             if other == own:
                 continue
-            freed = _held_file(other)
+            beside = other.name.endswith(f"-of-{count}.lock")
+            freed = _held_file(other) if beside else _soon_held_file(other)
             if freed is not None:  # its run was killed
                 other.unlink(missing_ok=True)
                 os.close(freed)
-            elif not other.name.endswith(f"-of-{count}.lock"):
+            elif not beside:
                 raise _taken(directory)
         yield
     finally:
         own.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _soon_held_file(path: Path) -> int | None:
+    """As `_held_file`; one that others only look at is waited for."""
+    until = monotonic() + _PROBED_S
+    descriptor = _held_file(path)
+    while descriptor is None and monotonic() < until:
+        sleep(_LOOK_S)
+        descriptor = _held_file(path)
+    return descriptor
 
 
 def _held_file(path: Path) -> int | None:
@@ -174,6 +208,15 @@ def _held_file(path: Path) -> int | None:
             if os.path.samestat(os.stat(path), os.fstat(descriptor)):
                 return descriptor
         os.close(descriptor)
+
+
+def _moved(directory: Path) -> OutputError:
+    return OutputError(
+        directory,
+        found="no longer the folder that this run began to write into",
+        expected="it to stay in its place until the run ends",
+        remedy="put it back if it was moved, and run again with --resume",
+    )
 
 
 def _taken(directory: Path) -> OutputError:

@@ -2,13 +2,12 @@
 
 The queue is this process's alone, and a worker is told of a few cases ahead: no lock is shared
 that a killed worker could take with it. What a worker had in hand when it died is run again, by a
-new one in its place and then one case at a time, so that a case that kills whoever runs it is found
-and told like any other that fails.
+new one in its place or by the others, and then one case at a time, so that a case that kills
+whoever runs it is found and told like any other that fails. No case is run before every device has
+opened the same file; one that is lost later leaves the cases to those that are left.
 """
 
 import multiprocessing
-import os
-import queue
 import signal
 import threading
 from collections import deque
@@ -23,18 +22,22 @@ from typing import Any, Final
 from runtime.atomic import sweep
 from runtime.backends import BackendInfo
 from runtime.case import Case
-from runtime.cohort import How, Job, Outcome, segment_cases
-from runtime.errors import BackendUnavailableError, BratsError, ComputeError
+from runtime.cohort import Job, Outcome
+from runtime.errors import BratsError, ComputeError, OutputError, UsageError
 from runtime.lock import Held
 from runtime.pipeline import Clock, Limits
+from runtime.process_worker import SIGNALS, serve
 from runtime.work import Work
 
 _LIMITS: Final = Limits()
 _AHEAD: Final = _LIMITS.ahead + _LIMITS.writers + 3
 """Cases that a worker is told of and has not ended: enough for its pipeline never to wait."""
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_FEW: Final = 2
+"""The same where hardly any are left, which are for whoever comes to them first."""
 _LOOK_S: Final = 0.2
 """How often a wish to stop is looked for."""
+_END_S: Final = 5.0
+"""How long a process that is done with may take to end."""
 _TRIES: Final = 3
 """Times that a worker is started and dies before it has opened its backend."""
 
@@ -48,7 +51,8 @@ class Told:
     Attributes:
         clock: how long their stages have been at work, all of them together.
         note: something worth knowing that is no error.
-        ready: called once, with what the first worker that is ready runs on and how many there are.
+        ready: called once, when the workers are, with what the first of them runs on and how many
+            there are.
     """
 
     clock: Clock = field(default_factory=Clock)
@@ -63,6 +67,7 @@ class _Worker:
     work: Work
     process: BaseProcess
     connection: Connection
+    deaths: int = 0  # in a row, of those in whose place it is, before they were ready
     careful: bool = False
     dismissed: bool = False
     stopped: bool = False
@@ -74,7 +79,7 @@ class _Worker:
 def segment_in_processes(
     jobs: Sequence[Job],
     works: Sequence[Work],
-    folder: Path,
+    folder: Held,
     told: Told | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[Outcome]:
@@ -83,7 +88,7 @@ def segment_in_processes(
     Args:
         jobs: from `plan_jobs`.
         works: one for each process; its device and its share of threads and memory are in it.
-        folder: the output folder, whose only writer this process is.
+        folder: the output folder, as of `claim`.
         told: what else there is to tell.
         stopping: once it is true no further case is begun.
 
@@ -91,11 +96,13 @@ def segment_in_processes(
         Cases as they are done.
 
     Raises:
-        BratsError: a backend cannot be opened, or an output cannot be written.
-        ComputeError: workers die before they have opened their backend.
+        BratsError: a backend cannot be opened, before any case is run or when no other is left.
+        ComputeError: the same, where workers die before they have opened it.
+        UsageError: not all of them open the same file of the model with the same backend.
+        OutputError: an output cannot be written, or the folder is not in its place any more.
     """
     told = told or Told()
-    pool = _Pool(deque(jobs), folder, told)
+    pool = _Pool(deque(jobs), folder, told, len(works))
     try:
         for work in works:
             pool.start(work)
@@ -113,41 +120,55 @@ def segment_in_processes(
 @dataclass
 class _Pool:
     waiting: deque[Job]
-    folder: Path
+    folder: Held
     told: Told
+    count: int
     workers: list[_Worker] = field(default_factory=list)
     lost: deque[Job] = field(default_factory=deque)
     again: set[Path] = field(default_factory=set)
-    deaths: int = 0
-    ready: bool = False
+    info: BackendInfo | None = None
+    begun: bool = False
     stopping: bool = False
     before: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
-    def start(self, work: Work, careful: bool = False) -> None:
+    def start(self, work: Work, deaths: int = 0) -> None:
         """A worker, in a process that shares nothing with this one."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, work, self.folder), daemon=True)
+        given = (theirs, work, self.folder.directory, self.folder.identity)
+        process = context.Process(target=serve, args=given, daemon=True)
         with _ignored():
             process.start()
         theirs.close()
-        self.workers.append(_Worker(work, process, ours, careful))
+        self.workers.append(_Worker(work, process, ours, deaths, careful=bool(self.lost)))
 
     def feed(self) -> None:
-        """Tell the workers of cases; those that there are none left for are let go."""
-        for worker in self.workers:
-            source = self.lost if worker.careful else self.waiting
-            room = 1 if worker.careful else _AHEAD
-            while source and not worker.dismissed and len(worker.in_hand) < room:
-                job = source.popleft()
-                worker.in_hand[job.plan.sidecar] = job
-                self._send(worker, job)
-            if worker.careful and not self.lost and not worker.in_hand:
-                worker.careful = False
-                continue
-            if not source and not worker.careful and not worker.dismissed:
+        """Tell the workers of cases, each of one more in turn, and let them go in the end."""
+        if not self.begun or self.stopping:
+            return
+        for depth in range(_AHEAD):
+            for worker in self.workers:
+                if not worker.in_hand:
+                    worker.careful = bool(self.lost) and (worker.careful or not self.waiting)
+                source = self.lost if worker.careful else self.waiting
+                room = 1 if worker.careful else min(depth + 1, self._room())
+                if worker.ready and source and len(worker.in_hand) < room:
+                    job = source.popleft()
+                    worker.in_hand[job.plan.sidecar] = job
+                    self._send(worker, job)
+        # What one has in hand may become another's, who stays until then.
+        if self.waiting or self.lost or any(worker.in_hand for worker in self.workers):
+            return
+        for worker in list(self.workers):
+            if not worker.ready:
+                self._drop(worker)  # nobody waits for it any more
+            elif not worker.dismissed:
                 worker.dismissed = True
                 self._send(worker, None)
+
+    def _room(self) -> int:
+        """Cases that a worker may have in hand: a slow one is not to sit on many in the end."""
+        return min(_AHEAD, _FEW + len(self.waiting) // (2 * len(self.workers)))
 
     def stop(self) -> None:
         """Let every worker finish what it runs, and begin nothing more."""
@@ -167,11 +188,7 @@ class _Pool:
             yield from self._died(worker)
             return
         if kind == "ready":
-            worker.ready = True
-            self.deaths = 0
-            if not self.ready:
-                self.ready = True
-                self.told.ready(parts[0], len(self.workers))
+            self._opened(worker, parts[0])
         elif kind == "note":
             self.told.note(*parts)
         elif kind == "ended":
@@ -182,26 +199,40 @@ class _Pool:
         elif kind == "finished":
             self._forget(worker)
             worker.process.join()
-        else:
+        elif isinstance(parts[0], OutputError):
             raise parts[0]
+        elif worker.ready:
+            yield from self._died(worker, parts[0].found)
+        else:
+            self._drop(worker)
+            self._without(worker, parts[0])
 
-    def _died(self, worker: _Worker) -> Iterator[Outcome]:
-        worker.process.join()
+    def _opened(self, worker: _Worker, info: BackendInfo) -> None:
+        worker.ready = True
+        worker.deaths = 0
+        first = self.info = self.info or info
+        if (info.sha256, info.name) != (first.sha256, first.name):
+            self._drop(worker)
+            self._without(worker, _unlike(info, first))
+            return
+        if not self.begun and all(one.ready for one in self.workers):
+            self.begun = True
+            self.told.ready(first, self.count)
+
+    def _died(self, worker: _Worker, why: str = "") -> Iterator[Outcome]:
+        _end(worker.process)
         code = worker.process.exitcode or 0
-        why = f"signal {-code}" if code < 0 else f"exit code {code}"
+        why = why or (f"signal {-code}" if code < 0 else f"exit code {code}")
         self._forget(worker)
+        self.folder.check()
         with suppress(BratsError):
-            sweep(self.folder)
+            sweep(self.folder.directory)
         if self.stopping:
             return  # what it had in hand counts as not begun
-        self.deaths += not worker.ready
-        if self.deaths >= _TRIES:
-            raise ComputeError(
-                worker.work.backend.device,
-                found=f"{_TRIES} processes that died ({why}) before they had opened it",
-                expected="one that runs",
-                remedy="run one case by itself to see what is wrong, or check the memory",
-            )
+        deaths = worker.deaths + (not worker.ready)
+        if deaths >= _TRIES:
+            self._without(worker, _never_opened(worker.work, why))
+            return
         jobs = list(worker.in_hand.values())
         if worker.careful and worker.ready and len(jobs) == 1:
             yield Outcome(jobs[0].case, jobs[0].plan, error=_killer(jobs[0].case, why))
@@ -211,8 +242,24 @@ class _Pool:
         # What it wrote of a case and could not tell any more is ours to replace.
         self.again.update(job.plan.sidecar for job in jobs)
         self.lost.extend(replace(job, plan=replace(job.plan, overwrite=True)) for job in jobs)
-        if self.lost or self.waiting:
-            self.start(worker.work, careful=bool(self.lost))
+        if self.lost or self.waiting or not self.begun:
+            self.start(worker.work, deaths)
+
+    def _without(self, worker: _Worker, error: BratsError) -> None:
+        """Go on without the device of a worker that is gone for good, if there is another.
+
+        Raises:
+            BratsError: what is wrong with it, where there is none, or no case has been run.
+        """
+        if not self.begun or not (self.workers or self.stopping):
+            raise error
+        if not self.stopping:
+            self.told.note(f"a device is lost, its cases are left to the others: {error}", None)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._forget(worker)  # which it takes for the end
+        worker.process.kill()
+        worker.process.join()
 
     def _forget(self, worker: _Worker) -> None:
         worker.connection.close()
@@ -239,10 +286,14 @@ class _Pool:
         for worker in self.workers:
             worker.connection.close()  # which it takes for the end
         for worker in self.workers:
-            worker.process.join(5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            _end(worker.process)
+
+
+def _end(process: BaseProcess) -> None:
+    process.join(_END_S)
+    if process.is_alive():
+        process.kill()
+        process.join()
 
 
 @contextmanager
@@ -251,7 +302,7 @@ def _ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
     finally:
@@ -274,60 +325,20 @@ def _killer(case: Case, why: str) -> ComputeError:
     )
 
 
-def _serve(connection: Connection, work: Work, folder: Path) -> None:
-    """A worker's life: open, segment what it is told of, say what became of it."""
-    # A person's Ctrl-C reaches every process of the terminal; the first one says what is done.
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    from runtime.cli.console import rest_idle_threads
+def _never_opened(work: Work, why: str) -> ComputeError:
+    return ComputeError(
+        work.backend.device,
+        found=f"{_TRIES} processes that died ({why}) before they had opened it",
+        expected="one that runs",
+        remedy="run one case by itself to see what is wrong, or check the memory",
+    )
 
-    rest_idle_threads()
-    inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-    stop = threading.Event()
 
-    def listen() -> None:
-        while True:
-            try:
-                message = connection.recv()
-            except (EOFError, OSError):
-                os._exit(1)  # nobody is left to tell
-            if message == "stop":
-                stop.set()
-                message = None
-            inbox.put(message)
-
-    lock = threading.Lock()
-
-    def say(*message: Any) -> None:
-        with lock, suppress(OSError):
-            connection.send(message)
-
-    clock = Clock()
-    try:
-        with work.opened() as segmenter:
-            say("ready", segmenter.backend.info)
-            threading.Thread(target=listen, daemon=True).start()
-            descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
-            how = How(
-                resume=work.resume,
-                as_good=work.as_good,
-                look=work.pages.look(lambda text, case: say("note", text, case)),
-                held=Held(folder, descriptor),
-                room=work.room(),
-                stopping=stop.is_set,
-                ready=lambda: not inbox.empty(),
-            )
-            for outcome in segment_cases(iter(inbox.get, None), segmenter, how, clock):
-                spent = (clock.read, clock.run, clock.write)
-                key = outcome.plan.sidecar
-                say("ended", key, outcome.sidecar, outcome.error, outcome.kept, spent)
-        say("finished")
-    except BratsError as error:
-        say("failed", error)
-    except Exception as error:
-        say("failed", BackendUnavailableError(
-            work.backend.device,
-            found=f"{type(error).__name__}: {error}",
-            expected="a process that runs",
-            remedy="run without several devices to see where it comes from",
-        ))  # fmt: skip
+def _unlike(info: BackendInfo, first: BackendInfo) -> UsageError:
+    return UsageError(
+        "--device",
+        found=f"{info.artefact} in {info.name} on {info.device}, and {first.artefact} in "
+        f"{first.name} on {first.device}",
+        expected="one file of the model and one backend on all devices, as results may differ",
+        remedy="name devices of one kind, or choose --backend and --precision that all of them run",
+    )

@@ -9,8 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from runtime import __version__
 from runtime.backends import BackendOptions, open_backend
 from runtime.case import Case
 from runtime.cli.infer import main
-from runtime.errors import OutputError
+from runtime.errors import BackendUnavailableError, OutputError
 from runtime.labels import MODALITIES
 from runtime.lock import only_writer
 from runtime.manifest import MANIFEST, manifest_of
@@ -816,6 +816,65 @@ def test_a_file_that_comes_during_a_run_costs_its_case_alone(
     ]  # fmt: skip
 
 
+def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException, after: int) -> None:
+    """Let the run end with an error of all cases once so many of them are done."""
+    from runtime.cli.infer_cohort import segmented
+
+    def ended(*given: Any) -> Iterator[Any]:
+        with closing(segmented(*given)) as outcomes:
+            for _ in range(after):
+                yield next(outcomes)
+        raise error
+
+    monkeypatch.setattr("runtime.cli.infer_run.segmented", ended)
+
+
+GONE = BackendUnavailableError("cuda:1", found="no GPU", expected="one", remedy="look after it")
+FULL = OutputError("out", found="a disk that is full", expected="room", remedy="make some")
+
+
+@pytest.mark.parametrize("table_fails", [False, True])
+def test_what_was_done_before_a_run_failed_is_in_its_tables(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_fails: bool
+) -> None:
+    two_more(case_dir)
+    truncated(case_dir)
+    with monkeypatch.context() as patched:
+        ending(patched, GONE, after=2)
+        if table_fails:
+            patched.setattr("runtime.cli.infer_run.write_cohort", lambda *_: 1 // 0)
+        code, err, out = infer(tmp_path / "data")
+    assert code == 4
+    sentence(err, "cuda:1: found no GPU")
+    tables = [out / f"cohort.{kind}" for kind in ("csv", "json", "html")] + [out / "failures.csv"]
+    assert [path.exists() for path in tables] == [not table_fails] * 4
+    if not table_fails:
+        counts = json.loads((out / "cohort.json").read_text())["cases"]
+        assert counts == {"all": 3, "done": 1, "kept": 0, "failed": 1, "not_begun": 1}
+        assert len((out / "cohort.csv").read_text().splitlines()) == 3
+    # It is gone on with.
+    image(case_dir, "t2", voxels(3))
+    assert infer(tmp_path / "data", "--resume")[0] == 0
+    counts = json.loads((out / "cohort.json").read_text())["cases"]
+    assert counts["done"] + counts["kept"] == 3  # what was in hand was written, too
+    assert not (out / "failures.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "after", "code"), [(FULL, 2, 7), (KeyboardInterrupt(), 2, 130), (GONE, 0, 4)]
+)
+def test_tables_that_could_not_be_written_or_tell_of_nothing_are_not_tried(
+    infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: BaseException, after: int, code: int,
+) -> None:  # fmt: skip
+    two_more(case_dir)
+    ending(monkeypatch, error, after)
+    found, err, out = infer(tmp_path / "data")
+    assert found == code
+    assert "Traceback" not in err
+    assert not list(out.glob("cohort*"))
+
+
 def test_an_interrupt_exits_130_and_leaves_nothing(
     infer: Any, case_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -953,6 +1012,8 @@ def test_the_only_case_of_a_part_says_why_it_failed(
     "flags",
     [
         ("--device", "cpu,"),
+        ("--device", "cuda:0,cpu"),
+        ("--device", "auto,cpu"),
         ("--device", "cpu,cpu", "--budget", "5s"),
         ("--device", "cpu,cpu", "--ray", "auto"),
         ("--ray", "auto", "--memory", "4GB"),

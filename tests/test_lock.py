@@ -11,7 +11,7 @@ import pytest
 
 from runtime.atomic import open_atomic, sweep, write_text
 from runtime.errors import OutputError
-from runtime.lock import only_writer, try_lock
+from runtime.lock import Held, only_writer, try_lock
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the system has no such locks")
 
@@ -158,3 +158,34 @@ def test_a_part_waits_for_those_who_only_look_whether_its_run_was_killed(tmp_pat
     with only_writer(tmp_path, (1, 2)):
         assert own.exists()
     looked.join()
+
+
+def test_a_part_waits_for_those_who_look_at_what_another_division_left(tmp_path: Path) -> None:
+    left = tmp_path / ".part-1-of-8.lock"
+    descriptor = os.open(left, os.O_RDWR | os.O_CREAT)
+    assert try_lock(descriptor)
+    looked = Timer(0.2, lambda: (left.unlink(), os.close(descriptor)))
+    looked.start()
+    with only_writer(tmp_path, (1, 2)):
+        assert [path.name for path in tmp_path.iterdir()] == [".part-1-of-2.lock"]
+    looked.join()
+
+
+def test_another_process_knows_the_folder_again(tmp_path: Path) -> None:
+    out, aside = tmp_path / "out", tmp_path / "aside"
+    out.mkdir()
+    with only_writer(out) as held:
+        identity = held.identity
+        assert identity == (out.stat().st_dev, out.stat().st_ino)
+        Held.again(out, identity).check()
+        out.rename(aside)
+        with pytest.raises(OutputError, match="no longer the folder"):
+            Held.again(out, identity)
+        out.mkdir()
+        with pytest.raises(OutputError, match="no longer the folder"):
+            Held.again(out, identity)
+        again = Held.again(aside, identity)
+        aside.rename(tmp_path / "further")
+        with pytest.raises(OutputError, match="no longer the folder"):
+            again.check()
+    assert Held.again(out, None) == Held(out, None)

@@ -66,6 +66,14 @@ def check_cohort_flags(options: "InferArgs") -> None:
             "name one of them",
         ),
         (
+            # Certified fp16 on one and fp32 on the other: no cohort, and --resume keeps neither.
+            len({device.partition(":")[0] for device in devices}) > 1,
+            "--device",
+            options.device,
+            "devices of one kind, such as cuda:0,cuda:1, whose results are the same",
+            "name only GPUs or only cpu, or give each a --part of the cases and its own folder",
+        ),
+        (
             several and options.ray is not None,
             "--device",
             f"{len(devices)} devices beside --ray",
@@ -123,7 +131,7 @@ def segmented(
         # They share the cores that this process was given.
         threads = max(1, (options.threads or core_limit() or os.cpu_count() or 1) // share)
         works = [work.on(device, threads, share) for device in options.devices]
-        yield from segment_in_processes(jobs, works, folder, told, stopping)
+        yield from segment_in_processes(jobs, works, running.folder, told, stopping)
     else:
         with work.opened(running.given) as segmenter:
             told.ready(segmenter.backend.info, 1)

@@ -1,7 +1,7 @@
 """brats-infer once its flags are known to make sense: one case, or a cohort."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from runtime.cohort import claim, settings_of
 from runtime.cohort_files import Facts, Names, write_cohort
 from runtime.cohort_places import Replacing, check_places
 from runtime.cohort_record import Record
-from runtime.errors import CohortError, InputError, UsageError
+from runtime.errors import CohortError, InputError, OutputError, UsageError, interrupted
 from runtime.model_dir import BUILT_IN, find_model
 from runtime.output_plan import OutputOptions
 from runtime.processes import Told
@@ -115,21 +115,8 @@ def segment(
                 view.problem(problem)
 
         told = Told(pace.clock, view.note, ready)
-        outcomes = segmented(options, Running(work, given, folder, told, stopping), jobs, view)
-        with view, closing(outcomes):
-            for outcome in outcomes:
-                pace.ended(outcome)
-                record.add(outcome)
-                view.done(outcome)
-        if several and options.budget is not None:
-            late = [one for one in record.of("done") if one.total_s > options.budget]
-            if late:
-                slowest = max(late, key=lambda one: one.total_s)
-                view.note(
-                    f"{len(late)} of {record.count('done')} cases took longer than the budget of "
-                    f"{options.budget:g} s, {slowest.case_id} {slowest.total_s:.1f} s"
-                )
-        if several and ran:
+
+        def tell_of_all() -> None:
             facts = Facts(
                 model={"name": model.card.name, "sha256": ran[0].sha256 or ""},
                 settings=settings_of(ran[0].name, work.options),
@@ -141,6 +128,32 @@ def segment(
             check_places(names, own, replacing)
             write_cohort(names, record, facts)
             view.finished(names.table, names.page)
+
+        outcomes = segmented(options, Running(work, given, folder, told, stopping), jobs, view)
+        try:
+            with view, closing(outcomes):
+                for outcome in outcomes:
+                    pace.ended(outcome)
+                    record.add(outcome)
+                    view.done(outcome)
+        except OutputError:
+            raise  # the tables could not be written either
+        except Exception as error:
+            # Hours of cases are not to be without a table for what all of them needed in the end.
+            if several and len(record.entries) > len(problems) and not interrupted(error):
+                with suppress(Exception):  # the user is to hear of the first one
+                    tell_of_all()
+            raise
+        if several and options.budget is not None:
+            late = [one for one in record.of("done") if one.total_s > options.budget]
+            if late:
+                slowest = max(late, key=lambda one: one.total_s)
+                view.note(
+                    f"{len(late)} of {record.count('done')} cases took longer than the budget of "
+                    f"{options.budget:g} s, {slowest.case_id} {slowest.total_s:.1f} s"
+                )
+        if several and ran:
+            tell_of_all()
     if len(record.entries) < count:  # nothing but a wish to stop leaves cases out
         raise KeyboardInterrupt
     failed = record.of("failed")

@@ -33,8 +33,10 @@ FLAGS: Final = (
     "--backend", "ort", "--threads", "1", "--overlap", "0.5", "--probabilities", "--preview",
     "--quiet",
 )  # fmt: skip
-TIMES: Final = ("finished", "wall_s", "busy", "cases_per_min", "seconds", "files")
-"""What a cohort's record says of one run; the hashes of its files are checked by `untrue`."""
+TIMES: Final = (
+    "finished", "wall_s", "cpu_s", "busy", "cases_per_min", "seconds", "files", "sha256",
+)  # fmt: skip
+"""What a cohort's record says of one run; the hashes, its own too, are checked by `untrue`."""
 PATIENCE_S: Final = 20.0
 ATTEMPTS: Final = 5  # for each kill: a run that ends before its moment is none
 

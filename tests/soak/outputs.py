@@ -9,6 +9,7 @@ from typing import Any, Final
 from PIL import Image
 
 from runtime.case import Case, Source
+from runtime.cohort_files import seal_of
 from runtime.errors import BratsError
 from runtime.nifti import load, load_label_map
 
@@ -53,12 +54,16 @@ def torn(folder: Path) -> list[str]:
 
 
 def untrue(folder: Path) -> list[str]:
-    """Sidecars that vouch for a file that is not there, or is another one."""
+    """Sidecars that vouch for a file that is not there, or is another one; and a cohort's record
+    that does not vouch for itself.
+    """
     found = []
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         told = json.loads(path.read_bytes())
         if "files" in told:  # a cohort's record
             files = [{"file": name, "sha256": sha256} for name, sha256 in told["files"].items()]
+            if told.pop("sha256") != seal_of(told):
+                found.append(f"{path.name} is another one than it says")
         else:
             output, run = told["output"], told["run"]
             files = [output, output.get("probabilities"), run.get("preview"), run.get("report")]
