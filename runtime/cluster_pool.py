@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Final
 
 from runtime.backends import BackendInfo
-from runtime.cluster_actor import Result
+from runtime.cluster_actor import Result, unexpected
 from runtime.cohort import Job, Outcome
 from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
 from runtime.processes import Told
@@ -167,8 +167,11 @@ class Pool:
     def _ended(self, reference: Any, worker: _Worker, job: Job) -> Iterator[Outcome]:
         try:
             result: Result = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError:
-            raise  # of this program, not of the cluster
+        except self.ray.exceptions.RayTaskError as error:
+            # On its way there or back, such as what cannot be pickled: the worker lives.
+            failure = unexpected(job, getattr(error, "cause", None) or error)
+            yield Outcome(job.case, job.plan, error=failure)
+            return
         except self.ray.exceptions.RayError as error:
             yield from self._lost(worker, job, error)
             return

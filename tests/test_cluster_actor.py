@@ -50,3 +50,33 @@ def test_a_case_that_is_done_is_kept_when_asked(
 
     monkeypatch.setattr(Segmenter, "segment", too_large)
     assert isinstance(actor.segment(job).error, ComputeError)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (OSError(24, "Too many\nopen files"), "OSError: [Errno 24] Too many open files"),
+        (KeyError("no such\tlabel"), r"KeyError: 'no such\tlabel'"),
+    ],
+)
+def test_an_error_of_this_program_is_one_of_its_case(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, told: str
+) -> None:
+    write_phantoms(tmp_path / "data", 1, seed=5, shape=(48, 40, 32))
+    out = tmp_path / "out"
+    out.mkdir()
+    (job,) = plan_jobs(find_cases(tmp_path / "data"), OutputOptions(out))
+    actor = Segmenting(work, out)
+
+    def failing(*_: object) -> None:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Segmenter, "segment", failing)
+        error = actor.segment(job).error
+    assert isinstance(error, ComputeError)
+    assert str(error) == (
+        f"{job.case.case_id}: found an error of this program: {told}, expected a label map; "
+        "report it with this line; the other cases are not affected."
+    )
+    assert actor.segment(job).error is None  # it goes on

@@ -18,7 +18,7 @@ from runtime.cluster import Cluster, _pool
 from runtime.cluster_actor import Result
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
-from runtime.errors import BackendUnavailableError
+from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
 from runtime.output_plan import OutputOptions, plan_output
 from runtime.processes import Told
 from runtime.work import Work
@@ -29,7 +29,9 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    pass
+    """Of what a task raised, its ``cause``, with the whole traceback as its text."""
+
+    cause: Exception | None = None
 
 
 @dataclass(eq=False)
@@ -61,6 +63,7 @@ class Ray:
         kills: cases that kill whoever runs them.
         opens: whether an actor opens its backend, or dies.
         kept: whether every case is said to have been done before.
+        fails: cases whose task raises, or gives back an error.
         actors: made so far.
         deaths: the cases that each dead one had in hand.
     """
@@ -68,6 +71,7 @@ class Ray:
     kills: set[str] = field(default_factory=set)
     opens: Callable[[Actor], bool] = lambda actor: True
     kept: bool = False
+    fails: dict[str, Exception] = field(default_factory=dict)
     actors: list[Actor] = field(default_factory=list)
     deaths: list[set[str]] = field(default_factory=list)
     exceptions: ClassVar[Any] = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
@@ -96,7 +100,14 @@ class Ray:
             return BackendInfo("ort", "cpu", "fp32")
         if reference.actor.dead:
             raise RayError("the actor died\nunexpectedly")
-        return Result({"case": reference.job.case.case_id}, kept=self.kept)  # type: ignore[union-attr]
+        assert reference.job is not None
+        name = reference.job.case.case_id
+        error = self.fails.get(name)
+        if isinstance(error, RayTaskError):
+            raise error
+        if isinstance(error, BratsError):
+            return Result(error=error)
+        return Result({"case": name}, kept=self.kept)
 
     def kill(self, actor: Actor) -> None:
         actor.dead = True
@@ -155,6 +166,26 @@ def test_no_case_is_given_to_a_worker_that_has_not_opened(tmp_path: Path) -> Non
     with pytest.raises(BackendUnavailableError, match="does not start"):
         list(run(pool_of(ray, jobs_of("abcd", tmp_path))))
     assert len(ray.actors) <= 5
+
+
+def test_what_a_task_raises_is_a_failure_of_its_case(tmp_path: Path) -> None:
+    caused = RayTaskError("Traceback:\n  of many\n  lines")
+    caused.cause = TypeError("cannot pickle\nit")
+    ray = Ray(fails={"b": caused, "c": RayTaskError("bare")})
+    pool = pool_of(ray, jobs_of("abcdef", tmp_path))
+    found = {one.case.case_id: one.error for one in run(pool)}
+    assert set(found) == set("abcdef")
+    assert {name for name, error in found.items() if error is not None} == {"b", "c"}
+    assert isinstance(found["b"], ComputeError)
+    assert found["b"].found == "an error of this program: TypeError: cannot pickle it"
+    assert "RayTaskError: bare" in str(found["c"])
+    assert (pool.died, len(ray.actors)) == (0, 2)
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    full = OutputError(tmp_path, found="a full disk", expected="room", remedy="make some")
+    with pytest.raises(OutputError, match="full disk"):
+        list(run(pool_of(Ray(fails={"b": full}), jobs_of("abcdef", tmp_path))))
 
 
 def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> None:
