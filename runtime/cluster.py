@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime.atomic import sweep
+from runtime.backends import may_take_gpu
 from runtime.cluster_actor import Segmenting
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
@@ -151,24 +152,29 @@ def _reach(address: str) -> None:
 def _pool(
     ray: Any, jobs: Sequence[Job], doing: tuple[Work, Path], cluster: Cluster, told: Told
 ) -> Pool:
-    work, folder = doing
+    (work, folder), backend = doing, doing[0].backend
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if work.backend.device != "cpu" else 0
-    room = gpus or int(resources.get("CPU", 0)) // cluster.threads
+    gpus, cores = (int(resources.get(kind, 0)) for kind in ("GPU", "CPU"))
+    named = backend.backend == "trt" or backend.device.startswith("cuda")
+    on_gpus = may_take_gpu(backend) and (gpus > 0 or named)
+    room = gpus if on_gpus else cores // cluster.threads
     count = cluster.workers or room
     if not 1 <= count <= room:
         raise BackendUnavailableError(
             f"--ray {cluster.address}",
-            found=f"room for {room} workers: {resources.get('CPU', 0):.0f} cores, {gpus} GPUs",
+            found=f"room for {room} workers: {cores} cores, {gpus} GPUs",
             expected=f"{max(count, 1)} workers of {cluster.threads} threads"
-            + (" and a GPU" if gpus else ""),
-            remedy="lower --threads or --workers, or add machines",
+            + (" and a GPU" if on_gpus else ""),
+            remedy=("use --device cpu" if on_gpus else "lower --threads")
+            + " or lower --workers, or add machines",
         )
-    need = Need(0, 1) if gpus else Need(cluster.threads, 0)
+    need = Need(0, 1) if on_gpus else Need(cluster.threads, 0)
     made = ray.remote(
         num_cpus=need.cores, num_gpus=need.gpus, max_restarts=0, max_concurrency=AT_ONCE
     )(Segmenting)
-    device = "cuda:0" if gpus else "cpu"
+    device = "cuda:0" if on_gpus else "cpu"
+    if backend.backend == "triton":
+        device = backend.device  # a server's address
     own = replace(work.on(device, cluster.threads, share=1), model=work.model.absolute())
     make = partial(made.remote, own, folder.absolute())
     return Pool(ray, make, need, count, deque(jobs), told)

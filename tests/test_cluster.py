@@ -20,6 +20,7 @@ from runtime.errors import (
     ComputeError,
     InputError,
 )
+from runtime.model_dir import ModelDir
 from runtime.output_plan import OutputOptions
 from runtime.phantom import write_phantoms
 from runtime.processes import Told
@@ -207,6 +208,28 @@ def test_the_command_on_a_cluster(
     before = results(tmp_path / "out")
     assert main([data.name, *flags, *ray, "--part", "1/4", "--resume"]) == 0
     assert results(tmp_path / "out") == before
+
+
+def test_the_workers_of_a_cluster_ask_a_server(
+    data: Path, work: Work, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tritonclient", reason="tritonclient is in the extra triton")
+    from export.triton import write_repository
+    from tests.fake_triton import serving
+
+    cases, out = find_cases(data)[:3], tmp_path / "out"
+    write_repository(ModelDir.open(tiny_model), tmp_path / "repository")
+    with (
+        serving(tmp_path / "repository") as (service, address),
+        claim(cases, OutputOptions(out)) as (jobs, _),
+    ):
+        asking = replace(work, backend=BackendOptions("triton", f"{address}/tiny"))
+        found = list(segment_on_ray(jobs, asking, out, TWO))
+        assert service.batches
+    assert [one.error for one in found] == [None] * 3
+    told = [one.sidecar["backend"] for one in found if one.sidecar is not None]
+    assert {(one["name"], one["device"]) for one in told} == {("triton", f"{address}/tiny")}
+    assert results(out) == alone(cases, work, tmp_path / "alone")
 
 
 def test_more_workers_than_there_is_room_for(data: Path, work: Work, tmp_path: Path) -> None:

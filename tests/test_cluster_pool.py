@@ -4,7 +4,7 @@ lets a worker die with all that it has in hand.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,6 +202,18 @@ def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> N
     assert len(ray.actors) == 2
 
 
+def cluster_of(resources: dict[str, float]) -> tuple[Any, dict[str, Any]]:
+    """A stand-in that places an actor at once, and what was asked for it."""
+    given: dict[str, Any] = {}
+    ray = SimpleNamespace(
+        cluster_resources=lambda: resources,
+        remote=lambda **options: (
+            given.update(options) or (lambda kind: SimpleNamespace(remote=kind))
+        ),
+    )
+    return ray, given
+
+
 @pytest.mark.parametrize(
     ("device", "resources", "need", "count"),
     [
@@ -213,13 +225,7 @@ def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> N
 def test_a_worker_takes_a_gpu_or_its_cores(
     device: str, resources: dict[str, float], need: Need, count: int, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {}
-    ray = SimpleNamespace(
-        cluster_resources=lambda: resources,
-        remote=lambda **options: (
-            given.update(options) or (lambda kind: SimpleNamespace(remote=kind))
-        ),
-    )
+    ray, given = cluster_of(resources)
     work = Work(tmp_path, BackendOptions("ort", device))
     pool = _pool(ray, [], (work, tmp_path), Cluster(threads=8), Told())
     assert (pool.need, pool.count) == (need, count)
@@ -229,3 +235,41 @@ def test_a_worker_takes_a_gpu_or_its_cores(
     assert "max_task_retries" not in given
     with pytest.raises(BackendUnavailableError, match=f"room for {count} workers"):
         _pool(ray, [], (work, tmp_path), Cluster(workers=count + 1, threads=8), Told())
+
+
+SERVER = "gpu-server:8001/reference"
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "need", "device"),
+    [
+        # An address is neither a GPU nor a CPU of the cluster.
+        (BackendOptions("triton", SERVER), 0, Need(8, 0), SERVER),
+        (BackendOptions("triton", SERVER), 4, Need(8, 0), SERVER),
+        # Where one machine would take its CPU, a cluster does too.
+        (BackendOptions("auto", "auto", "int8"), 4, Need(8, 0), "cpu"),
+        (BackendOptions("ort", "auto", "int8"), 4, Need(8, 0), "cpu"),
+        (BackendOptions("openvino"), 4, Need(8, 0), "cpu"),
+        (BackendOptions("auto"), 4, Need(0, 1), "cuda:0"),
+        (BackendOptions("trt"), 4, Need(0, 1), "cuda:0"),
+        (BackendOptions("ort", "cuda", "fp16"), 4, Need(0, 1), "cuda:0"),
+        # It is told by whoever opens it.
+        (BackendOptions("ort", "cuda", "int8"), 4, Need(0, 1), "cuda:0"),
+        (BackendOptions("auto"), 0, Need(8, 0), "cpu"),
+    ],
+)
+def test_a_worker_opens_what_one_machine_would(
+    backend: BackendOptions, gpus: int, need: Need, device: str, tmp_path: Path
+) -> None:
+    ray, given = cluster_of({"CPU": 32.0, "GPU": float(gpus)})
+    pool = _pool(ray, [], (Work(tmp_path, backend), tmp_path), Cluster(threads=8), Told())
+    assert (pool.need, pool.count) == (need, 4)
+    assert (given["num_cpus"], given["num_gpus"]) == (need.cores, need.gpus)
+    assert pool.make()._work.backend == replace(backend, device=device, threads=8)
+
+
+@pytest.mark.parametrize("backend", [BackendOptions("ort", "cuda"), BackendOptions("trt")])
+def test_no_cpu_for_who_names_a_gpu(backend: BackendOptions, tmp_path: Path) -> None:
+    ray, _ = cluster_of({"CPU": 32.0})
+    with pytest.raises(BackendUnavailableError, match=r"32 cores, 0 GPUs, .* a GPU; use"):
+        _pool(ray, [], (Work(tmp_path, backend), tmp_path), Cluster(threads=8), Told())

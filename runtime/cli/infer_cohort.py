@@ -66,11 +66,13 @@ def check_cohort_flags(options: "InferArgs") -> None:
             "name one of them",
         ),
         (
-            several and options.ray is not None,
+            options.ray is not None
+            and options.backend != "triton"
+            and options.device not in ("auto", "cpu", "cuda"),
             "--device",
-            f"{len(devices)} devices beside --ray",
-            "cpu or auto: a cluster chooses among its GPUs itself",
-            "drop --device",
+            f"{options.device} beside --ray",
+            "auto, cpu or cuda: a cluster chooses among its GPUs itself",
+            "name one of them",
         ),
         (
             options.budget is not None and (several or options.ray is not None),

@@ -693,8 +693,8 @@ FAULTS = (
     Fault(
         "a-gpu-of-the-cluster-for-who-asks-for-a-cpu",
         "runtime/cluster.py",
-        'gpus = int(resources.get("GPU", 0)) if work.backend.device != "cpu" else 0',
-        'gpus = int(resources.get("GPU", 0))',
+        "on_gpus = may_take_gpu(backend) and (gpus > 0 or named)",
+        "on_gpus = gpus > 0 or named",
         "tests/test_cluster_pool.py::test_a_worker_takes_a_gpu_or_its_cores[cpu-resources1-need1-4]",
     ),
     Fault(
