@@ -16,6 +16,7 @@ from runtime.backends import BackendInfo, BackendOptions
 from runtime.case import Case
 from runtime.cluster import Cluster, _pool
 from runtime.cluster_actor import Result
+from runtime.cluster_folder import Shared
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
 from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
@@ -214,6 +215,10 @@ def cluster_of(resources: dict[str, float]) -> tuple[Any, dict[str, Any]]:
     return ray, given
 
 
+def pool_on(ray: Any, work: Work, cluster: Cluster = Cluster(threads=8)) -> Pool:  # noqa: B008
+    return _pool(ray, [], (work, Shared(work.model, None, ".run")), cluster, Told())
+
+
 @pytest.mark.parametrize(
     ("device", "resources", "need", "count"),
     [
@@ -227,14 +232,14 @@ def test_a_worker_takes_a_gpu_or_its_cores(
 ) -> None:
     ray, given = cluster_of(resources)
     work = Work(tmp_path, BackendOptions("ort", device))
-    pool = _pool(ray, [], (work, tmp_path), Cluster(threads=8), Told())
+    pool = pool_on(ray, work)
     assert (pool.need, pool.count) == (need, count)
     assert (given["num_cpus"], given["num_gpus"]) == (need.cores, need.gpus)
     # Ray starts nothing again by itself: it would blame the innocent.
     assert given["max_restarts"] == 0
     assert "max_task_retries" not in given
     with pytest.raises(BackendUnavailableError, match=f"room for {count} workers"):
-        _pool(ray, [], (work, tmp_path), Cluster(workers=count + 1, threads=8), Told())
+        pool_on(ray, work, Cluster(workers=count + 1, threads=8))
 
 
 SERVER = "gpu-server:8001/reference"
@@ -262,7 +267,7 @@ def test_a_worker_opens_what_one_machine_would(
     backend: BackendOptions, gpus: int, need: Need, device: str, tmp_path: Path
 ) -> None:
     ray, given = cluster_of({"CPU": 32.0, "GPU": float(gpus)})
-    pool = _pool(ray, [], (Work(tmp_path, backend), tmp_path), Cluster(threads=8), Told())
+    pool = pool_on(ray, Work(tmp_path, backend))
     assert (pool.need, pool.count) == (need, 4)
     assert (given["num_cpus"], given["num_gpus"]) == (need.cores, need.gpus)
     assert pool.make()._work.backend == replace(backend, device=device, threads=8)
@@ -272,4 +277,4 @@ def test_a_worker_opens_what_one_machine_would(
 def test_no_cpu_for_who_names_a_gpu(backend: BackendOptions, tmp_path: Path) -> None:
     ray, _ = cluster_of({"CPU": 32.0})
     with pytest.raises(BackendUnavailableError, match=r"32 cores, 0 GPUs, .* a GPU; use"):
-        _pool(ray, [], (Work(tmp_path, backend), tmp_path), Cluster(threads=8), Told())
+        pool_on(ray, Work(tmp_path, backend))

@@ -111,7 +111,7 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
 
 
 def may_take_gpu(options: BackendOptions) -> bool:
-    """Whether a GPU is taken where there is one; otherwise it is a CPU that computes, or a server."""
+    """Whether a GPU is taken where there is one; otherwise a CPU computes, or a server."""
     if options.backend == "triton" or options.device == "cpu":
         return False
     quantized = options.precision == "int8" and options.backend != "trt"

@@ -119,7 +119,7 @@ def segmented(
 
         threads = options.threads or _CLUSTER_THREADS
         cluster = Cluster(options.ray, options.workers or 0, threads)
-        yield from segment_on_ray(jobs, work, folder, cluster, told, stopping)
+        yield from segment_on_ray(jobs, work, running.folder, cluster, told, stopping)
     elif len(options.devices) > 1:
         share = len(options.devices)
         # They share the cores that this process was given.
