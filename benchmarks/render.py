@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from benchmarks import plots, tables
 from benchmarks.results_page import RESULTS, is_quick, of_question, replace_block
+from benchmarks.ways_table import ways
 from runtime.errors import BratsError, InputError
 
 BLOCKS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], str]]]] = {
@@ -27,6 +28,7 @@ BLOCKS: Final[dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], str]]]
     "scaling": (tables.SCALED, tables.scaling),
     "startup": (("imports", "first result"), tables.startup),
     "cohort": (("a cohort",), tables.cohort),
+    "ways": (("ways",), ways),
     "loading": (("loading",), tables.loading),
     "training": (("a training step",), tables.training),
 }

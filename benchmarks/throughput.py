@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -105,27 +106,38 @@ def main() -> int:
     """Print what a cohort's own file says of other machines.
 
     python -m benchmarks.throughput OUT/cohort.json --cores 2,8,16,32 --devices 1,2,4,8
+    python -m benchmarks.throughput --costs 0.163,0.24      # seconds of the device and of a core
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.throughput",
         description="Print how many cases an hour other machines would do, from a cohort's file.",
     )
-    parser.add_argument("record", type=Path, help="cohort.json of a run")
+    given_by = parser.add_mutually_exclusive_group(required=True)
+    given_by.add_argument("record", type=Path, nargs="?", help="cohort.json of a run")
+    given_by.add_argument(
+        "--costs",
+        type=_costs,
+        metavar="DEVICE,CORES",
+        help="seconds of the device and of a core that a case takes, where they are known",
+    )
     parser.add_argument("--cores", type=_numbers, default=[2, 4, 8, 16, 32, 64])
     parser.add_argument("--devices", type=_numbers, default=[1, 2, 4, 8])
     parser.add_argument(
         "--threads", type=_number, default=4, help="CPU threads of a worker, for a run on Ray"
     )
     given = parser.parse_args()
-    try:
-        record, costs = _read(given.record, given.threads)
-    except BratsError as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return error.exit_code
-    rate = record["cases_per_min"]
+    costs, rate = given.costs, None
+    if costs is None:
+        try:
+            record, costs = _read(given.record, given.threads)
+        except BratsError as error:
+            print(f"throughput: {error}", file=sys.stderr)
+            return error.exit_code
+        rate = record["cases_per_min"]
     print(f"one case: {costs.device:.3f} s of the device, {costs.cores:.3f} s of a core")
-    print(f"that run: {60 * rate:.0f} cases an hour\n")
-    print(table(costs, given.cores, given.devices))
+    if rate is not None:
+        print(f"that run: {60 * rate:.0f} cases an hour")
+    print(f"\n{table(costs, given.cores, given.devices)}")
     return 0
 
 
@@ -151,6 +163,13 @@ def _read(path: Path, threads: int) -> tuple[dict[str, Any], Costs]:
 
 def _sum(seconds: Mapping[str, float], stages: tuple[str, ...]) -> float:
     return sum(seconds.get(stage, 0.0) for stage in stages)
+
+
+def _costs(text: str) -> Costs:
+    device, cores = map(float, text.split(","))
+    if not (0 < device < inf and 0 < cores < inf):
+        raise ValueError(text)
+    return Costs(device, cores)
 
 
 def _numbers(text: str) -> list[int]:

@@ -18,7 +18,7 @@ from runtime.errors import BratsError, ComputeError, InputError, OutputError, Us
 from runtime.lock import Held, only_writer
 from runtime.memory import Room
 from runtime.nifti import load, promised_sizes
-from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
+from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_outputs
 from runtime.pipeline import Clock, Limits, Stages, run_pipeline
 from runtime.prediction import Look, save
 from runtime.segmented import Ran, Ready
@@ -67,9 +67,10 @@ def plan_jobs(cases: Sequence[Case], options: OutputOptions) -> list[Job]:
     """Decide and check every output before the first case is run.
 
     Raises:
-        UsageError: as for `prediction.plan_output`, or two cases would write one file.
+        UsageError: as for `plan_outputs`, or two cases would write one file.
     """
-    jobs = [Job(case, plan_output(case, options)) for case in cases]
+    plans = plan_outputs(cases, options)
+    jobs = [Job(case, plan) for case, plan in zip(cases, plans, strict=True)]
     names: dict[Path, str] = {}
     for job in jobs:
         for path in job.plan.written():
@@ -206,19 +207,18 @@ def segment_cases(
             return found
         progress = how.progress
         tell = None if progress is None else partial(progress, job.case)
-        made = segmenter.run(found.ready, tell), found.seconds
-        if how.room is not None:
-            how.room.ran(cost(job))
-        return made
+        return segmenter.run(found.ready, tell), found.seconds
 
     def write(job: Job, made: tuple[Ran, float] | _Kept) -> _Kept | dict[str, Any]:
         if isinstance(made, _Kept):
             return made
         prediction = segmenter.finish(made[0])
-        return save(prediction, job.plan, settings, made[1], how.look, how.held)
+        sidecar = save(prediction, job.plan, settings, made[1], how.look, how.held)
+        if how.room is not None:
+            how.room.done(cost(job))
+        return sidecar
 
-    card = segmenter.backend.card
-    floats = len(card.modalities) + len(card.labels) if segmenter.backend.ops.on_host else 0
+    floats = _floats(segmenter)
 
     def cost(job: Job) -> int:
         # It opens every file, for which there is no need where nothing is counted.
@@ -233,14 +233,28 @@ def segment_cases(
             sidecar = done.written.sidecar if isinstance(done.written, _Kept) else done.written
             yield Outcome(job.case, job.plan, sidecar, kept=kept)
             continue
-        if isinstance(error, OutputError) or not isinstance(error, BratsError | MemoryError):
+        if isinstance(error, OutputError):
             raise error
+        if isinstance(error, BratsError):
+            told = error
+        elif isinstance(error, MemoryError):
+            told = _too_large(job.case, error)
+        else:
+            told = ComputeError.of_this_program(job.case.case_id, error)
         # Its traceback holds the frames, and with them the voxels, of a case that is over.
         for one in (error, error.__cause__):
             if one is not None:
                 one.with_traceback(None)
-        told = error if isinstance(error, BratsError) else _too_large(job.case, error)
         yield Outcome(job.case, job.plan, error=told)
+
+
+def _floats(segmenter: Segmenter) -> int:
+    """How many float32 of each voxel the host holds at most, beside what was read."""
+    card, on_host = segmenter.backend.card, segmenter.backend.ops.on_host
+    classes = len(card.labels)
+    around = len(card.modalities) + classes if on_host else 0
+    # Blended ones of the box, which a host has already, and a copy of them in the whole volume.
+    return around + (classes * (1 if on_host else 2) if segmenter.options.probabilities else 0)
 
 
 def _cost(job: Job, floats: int) -> int:

@@ -2,7 +2,9 @@
 and the remedy.
 """
 
+import traceback
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, ClassVar
 
 from runtime.printable import printable
@@ -90,6 +92,19 @@ class ComputeError(BratsError):
     """The computation failed: non-finite values, out of memory at batch 1, divergence (exit 8)."""
 
     exit_code = 8
+
+    @classmethod
+    def of_this_program(cls, where: str, error: Exception) -> "ComputeError":
+        """What nobody thought of: a fault of ours, which costs one case."""
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        text = " ".join(str(error).split())
+        return cls(
+            where,
+            found=f"an error of this program ({type(error).__name__}: {text}{place})",
+            expected="a label map",
+            remedy="report it with this line; other cases are not affected",
+        )
 
 
 class NonFiniteError(ComputeError):

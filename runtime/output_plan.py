@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -87,14 +88,32 @@ class OutputPlan:
 
 
 def plan_output(case: Case, options: OutputOptions) -> OutputPlan:
-    """Decide where a case's prediction goes.
+    """Decide where a case's prediction goes; see `plan_outputs`."""
+    return plan_outputs([case], options)[0]
+
+
+def plan_outputs(cases: Sequence[Case], options: OutputOptions) -> list[OutputPlan]:
+    """Decide where the predictions of cases go.
 
     Raises:
-        UsageError: the place is the case's own folder, holds a file that is not ours, or holds
+        UsageError: the place is a case's own folder, holds a file that is not ours, or holds
             ours and neither ``overwrite`` nor ``resume`` is set.
         OutputError: the place cannot be looked at.
     """
-    _refuse_input_folders(case, options.directory)
+    # Once: after thousands of cases the folder is long.
+    target = Path(os.path.realpath(options.directory))
+    try:
+        among_images = holds_images(target)
+    except OSError as error:
+        raise unwritable(options.directory, error) from error
+    plans = []
+    for case in cases:
+        _refuse_input_folders(case, options.directory, target, among_images)
+        plans.append(_plan(case, options))
+    return plans
+
+
+def _plan(case: Case, options: OutputOptions) -> OutputPlan:
     names = [f"{case.case_id}_seg.nii.gz", f"{case.case_id}.nii.gz"]
     name, other = reversed(names) if options.submission else names
     warnings: tuple[str, ...] = ()
@@ -261,14 +280,9 @@ def _truth(case: Case, options: OutputOptions) -> dict[str, str | None] | None:
     return {"sha256": digest, "labels": None if convention is None else str(convention)}
 
 
-def _refuse_input_folders(case: Case, directory: Path) -> None:
+def _refuse_input_folders(case: Case, directory: Path, target: Path, among_images: bool) -> None:
     """An output folder is never an input's: truth has the same name as what would be written."""
-    target = Path(os.path.realpath(directory))
     own = {Path(os.path.realpath(source.path.parent)) for source in case.images.values()}
-    try:
-        among_images = holds_images(target)
-    except OSError as error:
-        raise unwritable(directory, error) from error
     if any(folder == target or folder in target.parents for folder in own):
         found = "the folder of the case itself" if target in own else "a place inside the case"
     elif among_images:

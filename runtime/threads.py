@@ -25,8 +25,8 @@ class Threads:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(drop=kind is not None)
 
     def submit(self, work: Callable[[], _T]) -> "Future[_T]":
         """Have ``work`` done, once; the future holds what it returns or raises."""
@@ -70,9 +70,14 @@ class Threads:
             wait([task.future for task in tasks])
         return [task.future.result() for task in tasks]
 
-    def close(self) -> None:
-        """Wait for the threads and end them."""
-        self._pool.shutdown()
+    def close(self, drop: bool = False) -> None:
+        """Wait for the threads and end them.
+
+        Args:
+            drop: leave undone what none of them has begun; nobody may wait for it. So does the
+                end of a ``with`` block by an error.
+        """
+        self._pool.shutdown(cancel_futures=drop)
 
 
 def no_thread(error: BaseException) -> TypeGuard[RuntimeError]:

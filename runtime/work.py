@@ -1,6 +1,6 @@
 """How a cohort is to be run, as one value that can be sent to another process or machine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,9 +67,9 @@ class Work:
                 spare=lambda: open_spare(model, self.backend, backend.info),
             )
 
-    def room(self) -> Room | None:
-        """The bound on the memory of the process that asks."""
-        return None if self.memory is None else Room(self.memory)
+    def room(self, note: Callable[[str], None] = lambda text: None) -> Room | None:
+        """The bound on the memory of the process that asks; ``note`` is told if it is too low."""
+        return None if self.memory is None else Room(self.memory, note)
 
     def _open(self, model: ModelDir) -> Backend:
         if self.mode is not None:

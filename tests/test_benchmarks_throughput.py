@@ -133,3 +133,24 @@ def test_no_cohorts_file_is_told_in_a_sentence(
     (line,) = capsys.readouterr().err.splitlines()
     assert str(path) in line
     assert found in line.lower()
+
+
+def test_costs_that_are_known_need_no_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["throughput", "--costs", "0.5,2", "--cores", "4"])
+    assert main() == 0
+    told = capsys.readouterr().out
+    assert told.endswith(table(Costs(0.5, 2.0), [4], [1, 2, 4, 8]) + "\n")
+    assert "that run" not in told
+
+
+@pytest.mark.parametrize("costs", ["1", "0,1", "1,nan", "1,2,3", "a,b", "inf,1"])
+def test_costs_that_are_none_are_a_usage_error(
+    costs: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["throughput", "--costs", costs])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "--costs" in capsys.readouterr().err

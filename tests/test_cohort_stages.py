@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from runtime.case import Case
-from runtime.cohort import How, Job, _cost, plan_jobs, segment_cases
+from runtime.cohort import How, Job, _cost, _floats, plan_jobs, segment_cases
+from runtime.errors import ComputeError
 from runtime.labels import MODALITIES
 from runtime.nifti import load
 from runtime.ops.numpy import NumpyOps
@@ -156,3 +157,44 @@ def test_stitching_by_hand_is_what_a_case_is_made_of(cases: list[Case]) -> None:
         prepared.placement.inner(stitched.probabilities),
         np.moveaxis(prepared.placement.boxed(whole.probabilities), -1, 0),
     )
+
+
+def test_what_nobody_thought_of_costs_one_case(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each stage: a fault of ours in a reader, beside the network, in a writer."""
+    segmenter = Segmenter(FakeBackend())
+    for number, step in enumerate(("ready", "run", "finish")):
+        whole = getattr(Segmenter, step)
+
+        def broken(self: Segmenter, given: Any, *rest: Any, whole: Any = whole) -> Any:
+            volume = getattr(given, "volume", given)
+            if volume.case.case_id == "X3":
+                raise ZeroDivisionError("one\nover nothing")
+            return whole(self, given, *rest)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Segmenter, step, broken)
+            jobs = jobs_of(cases, tmp_path / f"out{number}")
+            outcomes = {one.case.case_id: one for one in segment_cases(jobs, segmenter)}
+        errors = {name: one.error for name, one in outcomes.items() if one.error is not None}
+        assert outcomes.keys() == {case.case_id for case in cases}
+        assert errors.keys() == {"X3"}
+        told = str(errors["X3"])
+        assert isinstance(errors["X3"], ComputeError)
+        assert "(ZeroDivisionError: one over nothing in test_cohort_stages.py:" in told
+        assert "\n" not in told
+
+
+def test_probabilities_count(cases: list[Case], tmp_path: Path) -> None:
+    """Those of the whole volume, beside those of the box where a device has made them."""
+    classes, modalities = len(CARD.labels), len(CARD.modalities)
+    for on_host, options, expected in (
+        (True, None, modalities + classes),
+        (True, OPTIONS, modalities + 2 * classes),
+        (False, None, 0),
+        (False, OPTIONS, 2 * classes),
+    ):
+        backend = FakeBackend()
+        backend.ops = NotedOps(on_host)
+        assert _floats(Segmenter(backend, options)) == expected

@@ -662,7 +662,7 @@ def test_a_folder_of_cases_that_is_also_the_output_is_refused_before_any_work(
     assert sorted(case_dir.parent.rglob("*")) == before
 
 
-MOMENTS = ("runtime.cohort.plan_output", "runtime.atomic.sync_directory")
+MOMENTS = ("runtime.cohort.plan_outputs", "runtime.atomic.sync_directory")
 """When the results have been planned, and when their folder has been made."""
 
 
@@ -915,8 +915,10 @@ def test_little_memory_takes_one_case_at_a_time(
 
     monkeypatch.setattr(runtime.cohort, "load", loaded)
     monkeypatch.setattr(runtime.cohort, "save", saved)
-    assert infer(tmp_path / "data", "--memory", "1MB")[0] == 0
+    code, err, _ = infer(tmp_path / "data", "--memory", "1MB")
+    assert code == 0
     assert most == [1]
+    assert " ".join(err.split()).count("where --memory says 1 MB for one case alone") == 1
 
 
 def test_parts_take_every_case_once_and_an_empty_one_is_none_the_worse(

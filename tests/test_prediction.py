@@ -9,6 +9,7 @@ import os
 import shutil
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from runtime.labels import MODALITIES, Convention
 from runtime.model_card import ModelCard
 from runtime.nifti import load
 from runtime.nifti_writer import write_label_map
-from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output
+from runtime.output_plan import OutputOptions, OutputPlan, is_complete, plan_output, plan_outputs
 from runtime.prediction import Pages, save
 from runtime.report import html_report
 from runtime.segmented import Prediction, Timings
@@ -150,6 +151,25 @@ def test_names_of_a_submission(case: Case, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "X.json", "X.nii.gz", "X_prob.nii.gz",
     ]  # fmt: skip
+
+
+def test_a_long_folder_is_looked_at_once(
+    tmp_path: Path, write_case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not once for each of the thousands of cases that lie there."""
+    looked: list[Path] = []
+
+    def holds(directory: Path) -> bool:
+        looked.append(directory)
+        return False
+
+    monkeypatch.setattr("runtime.output_plan.holds_images", holds)
+    images = {name: np.ones((4, 4, 4), np.int16) for name in MODALITIES}
+    case = Case.from_dir(write_case(tmp_path / "X", images))
+    cases = [replace(case, case_id=f"X{number}") for number in range(50)]
+    plans = plan_outputs(cases, OutputOptions(tmp_path / "out"))
+    assert [plan.labels.name for plan in plans] == [f"X{number}_seg.nii.gz" for number in range(50)]
+    assert looked == [tmp_path / "out"]
 
 
 def test_probabilities_are_written_beside(case: Case, tmp_path: Path) -> None:

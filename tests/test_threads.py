@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -150,6 +151,27 @@ def test_a_wish_to_stop_leaves_shared_work_undone() -> None:
             threads.share([stopped, partial(done.append, 1)])
         freed.set()
     assert done == []
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_an_error_leaves_undone_what_nobody_has_begun(failed: bool) -> None:
+    done: list[int] = []
+    held, freed = threading.Event(), threading.Event()
+
+    def first() -> None:
+        held.set()
+        freed.wait(20)
+        done.append(0)
+
+    with suppress(KeyboardInterrupt), Threads(1) as threads:
+        threads.submit(first)
+        for number in (1, 2):
+            threads.submit(partial(done.append, number))
+        assert held.wait(20)
+        threading.Timer(0.05, freed.set).start()
+        if failed:
+            raise KeyboardInterrupt
+    assert done == ([0] if failed else [0, 1, 2])
 
 
 def test_after_the_end_nothing_is_taken() -> None:

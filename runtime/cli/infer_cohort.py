@@ -135,7 +135,7 @@ def segmented(
                 progress=view.progress,
                 look=work.pages.look(view.note),
                 held=running.folder,
-                room=work.room(),
+                room=work.room(view.note),
                 stopping=stopping,
             )
             yield from segment_cases(jobs, segmenter, how, told.clock)
