@@ -29,17 +29,6 @@ class Result:
     spent: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
-def unexpected(job: Job, error: BaseException) -> ComputeError:
-    """What a case is told to have failed for where only this program can be to blame."""
-    text = " ".join(str(error).split())[:200]
-    return ComputeError(
-        job.case.case_id,
-        found=f"an error of this program: {type(error).__name__}: {text}",
-        expected="a label map",
-        remedy="report it with this line; the other cases are not affected",
-    )
-
-
 class Segmenting:
     """An actor. Its network runs one case at a time; others are read and written beside it."""
 
@@ -76,7 +65,7 @@ class Segmenting:
                 remedy="check how large its images are, or take fewer workers for a machine",
             ))  # fmt: skip
         except Exception as error:  # an error of this case must not end the others
-            return Result(error=unexpected(job, error))
+            return Result(error=ComputeError.of_this_program(job.case.case_id, error))
 
     def _segment(self, job: Job) -> Result:
         segmenter, work = self._segmenter(), self._work

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Final
 
 from runtime.backends import BackendInfo
-from runtime.cluster_actor import Result, unexpected
+from runtime.cluster_actor import Result
 from runtime.cohort import Job, Outcome
 from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
 from runtime.processes import Told
@@ -169,8 +169,9 @@ class Pool:
             result: Result = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as error:
             # On its way there or back, such as what cannot be pickled: the worker lives.
-            failure = unexpected(job, getattr(error, "cause", None) or error)
-            yield Outcome(job.case, job.plan, error=failure)
+            cause = getattr(error, "cause", None) or error
+            told = ComputeError.of_this_program(job.case.case_id, cause)
+            yield Outcome(job.case, job.plan, error=told)
             return
         except self.ray.exceptions.RayError as error:
             yield from self._lost(worker, job, error)

@@ -178,7 +178,7 @@ def test_what_a_task_raises_is_a_failure_of_its_case(tmp_path: Path) -> None:
     assert set(found) == set("abcdef")
     assert {name for name, error in found.items() if error is not None} == {"b", "c"}
     assert isinstance(found["b"], ComputeError)
-    assert found["b"].found == "an error of this program: TypeError: cannot pickle it"
+    assert found["b"].found == "an error of this program (TypeError: cannot pickle it)"
     assert "RayTaskError: bare" in str(found["c"])
     assert (pool.died, len(ray.actors)) == (0, 2)
 
