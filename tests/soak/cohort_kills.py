@@ -33,8 +33,10 @@ FLAGS: Final = (
     "--backend", "ort", "--threads", "1", "--overlap", "0.5", "--probabilities", "--preview",
     "--quiet",
 )  # fmt: skip
-TIMES: Final = ("finished", "wall_s", "busy", "cases_per_min", "seconds", "files")
-"""What a cohort's record says of one run; the hashes of its files are checked by `untrue`."""
+TIMES: Final = (
+    "finished", "wall_s", "cpu_s", "busy", "cases_per_min", "seconds", "files", "sha256",
+)  # fmt: skip
+"""What a cohort's record says of one run; the hashes, its own too, are checked by `untrue`."""
 PATIENCE_S: Final = 20.0
 ATTEMPTS: Final = 5  # for each kill: a run that ends before its moment is none
 
@@ -218,7 +220,7 @@ class Killer:
         self.errors.unlink(missing_ok=True)
         process = self.begin(*way.flags)
         self.await_moment(process, self.whole[way.flags], moment)
-        others = children_of(process)
+        others = self.others(process)
         if way.alone:
             process.kill()
         else:
@@ -248,6 +250,10 @@ class Killer:
             figures.failed.append(f"{name}: {code} {self.errors.read_text()[-2000:]}")
         self.at_the_end(way, finished, f"{name}, at {moment:.2f}")
         return True
+
+    def others(self, process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+        """What the first process has begun, and should not outlive it."""
+        return children_of(process)
 
     def await_end(self, others: list[psutil.Process], name: str) -> None:
         """See all that the first process had begun end by itself."""
