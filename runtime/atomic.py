@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from runtime.errors import OutputError
-from runtime.lock import try_lock
+from runtime.lock import Held, try_lock
 
 _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.brats\.tmp", re.DOTALL)
 _MOST_OF_A_NAME: Final = 200
@@ -141,6 +141,33 @@ def sweep(directory: Path) -> None:
                         os.unlink(entry.path)
                 finally:
                     os.close(descriptor)
+
+
+@contextmanager
+def marked(folder: Held) -> Iterator[str]:
+    """Let an empty hidden file lie in a folder, for others to look for; `sweep` removes that of a
+    killed process.
+
+    Yields:
+        Its name, which no other file anywhere has.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    try:
+        mark, file = _begin(folder.directory / "run")
+    except OSError as error:
+        raise unwritable(folder.directory, error) from error
+    try:
+        yield mark.name
+    finally:
+        file.close()
+        # Wherever the folder may be by now. What cannot be removed is swept by the next run.
+        with suppress(OSError):
+            if folder.descriptor is None:
+                mark.unlink()
+            else:
+                os.unlink(mark.name, dir_fd=folder.descriptor)
 
 
 def _begin(path: Path) -> tuple[Path, BinaryIO]:

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from runtime.atomic import sweep
+from runtime.backends import may_take_gpu
 from runtime.cluster_actor import Segmenting
+from runtime.cluster_folder import Shared, shared
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
 from runtime.cores import core_limit
 from runtime.errors import BackendUnavailableError, BratsError
+from runtime.lock import Held
 from runtime.processes import Told
 from runtime.work import Work
 
@@ -51,7 +53,7 @@ class Cluster:
 def segment_on_ray(
     jobs: Sequence[Job],
     work: Work,
-    folder: Path,
+    folder: Held,
     cluster: Cluster | None = None,
     told: Told | None = None,
     stopping: Callable[[], bool] = lambda: False,
@@ -61,7 +63,8 @@ def segment_on_ray(
     Args:
         jobs: from `plan_jobs`.
         work: what is to be done with each.
-        folder: the output folder, whose only writer this process and its actors are.
+        folder: the output folder, whose only writers this process and its actors are. They look
+            for a hidden file of this process before each write.
         cluster: where.
         told: what else there is to tell.
         stopping: once it is true no further case is begun.
@@ -72,22 +75,25 @@ def segment_on_ray(
     Raises:
         BackendUnavailableError: Ray is not installed, the cluster is not there or has no room, or
             workers do not start.
-        BratsError: a backend cannot be opened, or an output cannot be written.
+        OutputError: an output cannot be written, or a machine does not see the folder in its place.
+        BratsError: a backend cannot be opened.
     """
     cluster, told = cluster or Cluster(), told or Told()
     ray = _connected(cluster.address)
     try:
-        pool = _pool(ray, jobs, (work, folder), cluster, told)
-        while pool.busy:
-            if stopping():
-                pool.stop()
-                if not pool.busy:
-                    break
-            pool.feed()
-            yield from pool.heard()
-        if pool.died:  # nobody writes any more
+        with shared(folder) as seen:
+            pool = _pool(ray, jobs, (work, seen), cluster, told)
+            while pool.busy:
+                if stopping():
+                    pool.stop()
+                    if not pool.busy:
+                        break
+                pool.feed()
+                yield from pool.heard()
+            # Nobody writes any more: neither an actor that died, nor one of a killed command, which
+            # may have lived a little longer than that.
             with suppress(BratsError):
-                sweep(folder)
+                sweep(folder.directory)
     finally:
         ray.shutdown()
 
@@ -149,26 +155,31 @@ def _reach(address: str) -> None:
 
 
 def _pool(
-    ray: Any, jobs: Sequence[Job], doing: tuple[Work, Path], cluster: Cluster, told: Told
+    ray: Any, jobs: Sequence[Job], doing: tuple[Work, Shared], cluster: Cluster, told: Told
 ) -> Pool:
-    work, folder = doing
+    (work, folder), backend = doing, doing[0].backend
     resources = ray.cluster_resources()
-    gpus = int(resources.get("GPU", 0)) if work.backend.device != "cpu" else 0
-    room = gpus or int(resources.get("CPU", 0)) // cluster.threads
+    gpus, cores = (int(resources.get(kind, 0)) for kind in ("GPU", "CPU"))
+    named = backend.backend == "trt" or backend.device.startswith("cuda")
+    on_gpus = may_take_gpu(backend) and (gpus > 0 or named)
+    room = gpus if on_gpus else cores // cluster.threads
     count = cluster.workers or room
     if not 1 <= count <= room:
         raise BackendUnavailableError(
             f"--ray {cluster.address}",
-            found=f"room for {room} workers: {resources.get('CPU', 0):.0f} cores, {gpus} GPUs",
+            found=f"room for {room} workers: {cores} cores, {gpus} GPUs",
             expected=f"{max(count, 1)} workers of {cluster.threads} threads"
-            + (" and a GPU" if gpus else ""),
-            remedy="lower --threads or --workers, or add machines",
+            + (" and a GPU" if on_gpus else ""),
+            remedy=("use --device cpu" if on_gpus else "lower --threads")
+            + " or lower --workers, or add machines",
         )
-    need = Need(0, 1) if gpus else Need(cluster.threads, 0)
+    need = Need(0, 1) if on_gpus else Need(cluster.threads, 0)
     made = ray.remote(
         num_cpus=need.cores, num_gpus=need.gpus, max_restarts=0, max_concurrency=AT_ONCE
     )(Segmenting)
-    device = "cuda:0" if gpus else "cpu"
+    device = "cuda:0" if on_gpus else "cpu"
+    if backend.backend == "triton":
+        device = backend.device  # a server's address
     own = replace(work.on(device, cluster.threads, share=1), model=work.model.absolute())
-    make = partial(made.remote, own, folder.absolute())
+    make = partial(made.remote, own, folder)
     return Pool(ray, make, need, count, deque(jobs), told)

@@ -1,18 +1,16 @@
 """What runs on a machine of a Ray cluster: a segmenter, and the cases that it is given."""
 
-import os
-import platform
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from runtime.backends import BackendInfo
 from runtime.bounded import read_json
+from runtime.cluster_folder import Shared
 from runtime.cohort import Job, settings_of
-from runtime.errors import BratsError, ComputeError, OutputError
+from runtime.errors import BratsError, ComputeError
 from runtime.nifti import load
 from runtime.output_plan import is_complete
 from runtime.prediction import save
@@ -34,7 +32,7 @@ class Result:
 class Segmenting:
     """An actor. Its network runs one case at a time; others are read and written beside it."""
 
-    def __init__(self, work: Work, folder: Path) -> None:
+    def __init__(self, work: Work, folder: Shared) -> None:
         self._work = work
         self._folder = folder
         self._held = ExitStack()
@@ -48,13 +46,7 @@ class Segmenting:
     def ready(self) -> BackendInfo | BratsError:
         """Open the backend; an error is given back, as Ray would wrap it."""
         try:
-            if not os.path.isdir(self._folder):
-                return OutputError(
-                    self._folder,
-                    found=f"no such folder on {platform.node()}",
-                    expected="one that every machine of the cluster sees",
-                    remedy="choose a folder on a file system that they share",
-                )
+            self._folder.check()
             return self._segmenter().backend.info
         except BratsError as error:
             return error
@@ -72,6 +64,8 @@ class Segmenting:
                 expected="room for the whole case and a batch of windows",
                 remedy="check how large its images are, or take fewer workers for a machine",
             ))  # fmt: skip
+        except Exception as error:  # an error of this case must not end the others
+            return Result(error=ComputeError.of_this_program(job.case.case_id, error))
 
     def _segment(self, job: Job) -> Result:
         segmenter, work = self._segmenter(), self._work
@@ -88,7 +82,7 @@ class Segmenting:
             ran = perf_counter()
         notes: list[str] = []
         look = work.pages.look(lambda text, case: notes.append(text))
-        sidecar = save(prediction, job.plan, settings, read - began, look)
+        sidecar = save(prediction, job.plan, settings, read - began, look, self._folder)
         spent = (read - began, ran - started, perf_counter() - ran)
         return Result(sidecar, notes=tuple(notes), spent=spent)
 

@@ -167,8 +167,12 @@ class Pool:
     def _ended(self, reference: Any, worker: _Worker, job: Job) -> Iterator[Outcome]:
         try:
             result: Result = self.ray.get(reference)
-        except self.ray.exceptions.RayTaskError:
-            raise  # of this program, not of the cluster
+        except self.ray.exceptions.RayTaskError as error:
+            # On its way there or back, such as what cannot be pickled: the worker lives.
+            cause = getattr(error, "cause", None) or error
+            told = ComputeError.of_this_program(job.case.case_id, cause)
+            yield Outcome(job.case, job.plan, error=told)
+            return
         except self.ray.exceptions.RayError as error:
             yield from self._lost(worker, job, error)
             return

@@ -19,7 +19,9 @@ from runtime.errors import (
     BackendUnavailableError,
     ComputeError,
     InputError,
+    OutputError,
 )
+from runtime.model_dir import ModelDir
 from runtime.output_plan import OutputOptions
 from runtime.phantom import write_phantoms
 from runtime.processes import Told
@@ -80,8 +82,8 @@ def test_a_killed_worker_loses_nothing(data: Path, work: Work, tmp_path: Path) -
     told.ready = lambda info, processes: ready.append((info.name, info.device, processes))
     found: list[Outcome] = []
     killed = 0
-    with claim([*cases, bad], OutputOptions(out)) as (jobs, _):
-        for outcome in segment_on_ray(jobs, work, out, TWO, told):
+    with claim([*cases, bad], OutputOptions(out)) as (jobs, folder):
+        for outcome in segment_on_ray(jobs, work, folder, TWO, told):
             found.append(outcome)
             if not killed:
                 one, _ = workers()
@@ -116,12 +118,12 @@ def test_a_case_that_kills_takes_no_other_with_it(data: Path, work: Work, tmp_pa
     cases = find_cases(data)
     notes: list[str] = []
     out, told = tmp_path / "ray", Told(note=lambda text, case: notes.append(text))
-    with claim(cases, OutputOptions(out)) as (planned, _):
+    with claim(cases, OutputOptions(out)) as (planned, folder):
         jobs: list[Job] = list(planned)
         # In hand beside others, on the first worker.
         deadly = replace(jobs[2], plan=replace(jobs[2].plan, warnings=(_Killer(),)))  # type: ignore[arg-type]
         jobs[2] = deadly
-        found = {one.case.case_id: one for one in segment_on_ray(jobs, work, out, TWO, told)}
+        found = {one.case.case_id: one for one in segment_on_ray(jobs, work, folder, TWO, told)}
     assert set(found) == {case.case_id for case in cases}
     (failed,) = [name for name, one in found.items() if one.error is not None]
     assert failed == cases[2].case_id
@@ -138,13 +140,33 @@ def test_a_case_that_kills_takes_no_other_with_it(data: Path, work: Work, tmp_pa
     assert not list(out.glob(".*"))
 
 
+def test_a_folder_that_is_moved_meanwhile_is_not_made_anew(
+    data: Path, work: Work, tmp_path: Path
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    done: list[str] = []
+    with claim(find_cases(data), OutputOptions(out)) as (jobs, folder):
+        outcomes = segment_on_ray(jobs, work, folder, TWO)
+        # Of a case that is being written just then the system may speak first.
+        with pytest.raises(OutputError):  # noqa: PT012
+            for one in outcomes:
+                assert one.error is None
+                done.append(one.case.case_id)
+                if len(done) == 1:
+                    out.rename(moved)
+    assert 1 <= len(done) < len(jobs)
+    assert not [path for path in out.glob("*") if not path.name.startswith(".")]
+    assert {f"{case}.json" for case in done} <= {path.name for path in moved.glob("*.json")}
+    assert not list(moved.glob(".run.*"))
+
+
 def test_workers_that_die_before_they_have_opened(data: Path, work: Work, tmp_path: Path) -> None:
     deadly = replace(work, as_good=(_Killer(),))  # type: ignore[arg-type]
     with (
-        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _),
+        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, folder),
         pytest.raises(BackendUnavailableError, match="does not start"),
     ):
-        list(segment_on_ray(jobs, deadly, tmp_path / "out", TWO))
+        list(segment_on_ray(jobs, deadly, folder, TWO))
 
 
 @pytest.fixture
@@ -169,10 +191,10 @@ def test_a_cluster_without_room_is_told(
     notes: list[str] = []
     told = Told(note=lambda text, case: notes.append(text))
     with (
-        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _),
+        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, folder),
         pytest.raises(BackendUnavailableError) as caught,
     ):
-        list(segment_on_ray(jobs, work, tmp_path / "out", full, told))
+        list(segment_on_ray(jobs, work, folder, full, told))
     assert "1 of 8 cores free" in caught.value.found
     assert "3 cores" in caught.value.expected
     assert "--threads" in caught.value.remedy
@@ -188,8 +210,8 @@ def test_a_wish_to_stop_is_heard_while_no_worker_has_room(
         asked.append(monotonic())
         return len(asked) > 5
 
-    with claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _):
-        assert not list(segment_on_ray(jobs, work, tmp_path / "out", full, stopping=stopping))
+    with claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, folder):
+        assert not list(segment_on_ray(jobs, work, folder, full, stopping=stopping))
     assert asked[-1] - asked[0] < 30
 
 
@@ -209,19 +231,41 @@ def test_the_command_on_a_cluster(
     assert results(tmp_path / "out") == before
 
 
+def test_the_workers_of_a_cluster_ask_a_server(
+    data: Path, work: Work, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tritonclient", reason="tritonclient is in the extra triton")
+    from export.triton import write_repository
+    from tests.fake_triton import serving
+
+    cases, out = find_cases(data)[:3], tmp_path / "out"
+    write_repository(ModelDir.open(tiny_model), tmp_path / "repository")
+    with (
+        serving(tmp_path / "repository") as (service, address),
+        claim(cases, OutputOptions(out)) as (jobs, folder),
+    ):
+        asking = replace(work, backend=BackendOptions("triton", f"{address}/tiny"))
+        found = list(segment_on_ray(jobs, asking, folder, TWO))
+        assert service.batches
+    assert [one.error for one in found] == [None] * 3
+    told = [one.sidecar["backend"] for one in found if one.sidecar is not None]
+    assert {(one["name"], one["device"]) for one in told} == {("triton", f"{address}/tiny")}
+    assert results(out) == alone(cases, work, tmp_path / "alone")
+
+
 def test_more_workers_than_there_is_room_for(data: Path, work: Work, tmp_path: Path) -> None:
     many = replace(TWO, workers=1000)
     with (
-        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _),
+        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, folder),
         pytest.raises(BackendUnavailableError, match="1000 workers"),
     ):
-        list(segment_on_ray(jobs, work, tmp_path / "out", many))
+        list(segment_on_ray(jobs, work, folder, many))
 
 
 def test_a_cluster_that_is_not_there(data: Path, work: Work, tmp_path: Path) -> None:
     nowhere = replace(TWO, address="127.0.0.1:1")
     with (
-        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, _),
+        claim(find_cases(data), OutputOptions(tmp_path / "out")) as (jobs, folder),
         pytest.raises(BackendUnavailableError, match="no cluster"),
     ):
-        list(segment_on_ray(jobs, work, tmp_path / "out", nowhere))
+        list(segment_on_ray(jobs, work, folder, nowhere))

@@ -4,7 +4,7 @@ lets a worker die with all that it has in hand.
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +16,10 @@ from runtime.backends import BackendInfo, BackendOptions
 from runtime.case import Case
 from runtime.cluster import Cluster, _pool
 from runtime.cluster_actor import Result
+from runtime.cluster_folder import Shared
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
-from runtime.errors import BackendUnavailableError
+from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
 from runtime.output_plan import OutputOptions, plan_output
 from runtime.processes import Told
 from runtime.work import Work
@@ -29,7 +30,9 @@ class RayError(Exception):
 
 
 class RayTaskError(RayError):
-    pass
+    """Of what a task raised, its ``cause``, with the whole traceback as its text."""
+
+    cause: Exception | None = None
 
 
 @dataclass(eq=False)
@@ -61,6 +64,7 @@ class Ray:
         kills: cases that kill whoever runs them.
         opens: whether an actor opens its backend, or dies.
         kept: whether every case is said to have been done before.
+        fails: cases whose task raises, or gives back an error.
         actors: made so far.
         deaths: the cases that each dead one had in hand.
     """
@@ -68,6 +72,7 @@ class Ray:
     kills: set[str] = field(default_factory=set)
     opens: Callable[[Actor], bool] = lambda actor: True
     kept: bool = False
+    fails: dict[str, Exception] = field(default_factory=dict)
     actors: list[Actor] = field(default_factory=list)
     deaths: list[set[str]] = field(default_factory=list)
     exceptions: ClassVar[Any] = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
@@ -96,7 +101,14 @@ class Ray:
             return BackendInfo("ort", "cpu", "fp32")
         if reference.actor.dead:
             raise RayError("the actor died\nunexpectedly")
-        return Result({"case": reference.job.case.case_id}, kept=self.kept)  # type: ignore[union-attr]
+        assert reference.job is not None
+        name = reference.job.case.case_id
+        error = self.fails.get(name)
+        if isinstance(error, RayTaskError):
+            raise error
+        if isinstance(error, BratsError):
+            return Result(error=error)
+        return Result({"case": name}, kept=self.kept)
 
     def kill(self, actor: Actor) -> None:
         actor.dead = True
@@ -157,6 +169,26 @@ def test_no_case_is_given_to_a_worker_that_has_not_opened(tmp_path: Path) -> Non
     assert len(ray.actors) <= 5
 
 
+def test_what_a_task_raises_is_a_failure_of_its_case(tmp_path: Path) -> None:
+    caused = RayTaskError("Traceback:\n  of many\n  lines")
+    caused.cause = TypeError("cannot pickle\nit")
+    ray = Ray(fails={"b": caused, "c": RayTaskError("bare")})
+    pool = pool_of(ray, jobs_of("abcdef", tmp_path))
+    found = {one.case.case_id: one.error for one in run(pool)}
+    assert set(found) == set("abcdef")
+    assert {name for name, error in found.items() if error is not None} == {"b", "c"}
+    assert isinstance(found["b"], ComputeError)
+    assert found["b"].found == "an error of this program (TypeError: cannot pickle it)"
+    assert "RayTaskError: bare" in str(found["c"])
+    assert (pool.died, len(ray.actors)) == (0, 2)
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:
+    full = OutputError(tmp_path, found="a full disk", expected="room", remedy="make some")
+    with pytest.raises(OutputError, match="full disk"):
+        list(run(pool_of(Ray(fails={"b": full}), jobs_of("abcdef", tmp_path))))
+
+
 def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> None:
     ray = Ray(kills={"a"})
     pool = pool_of(ray, jobs_of("abcdefgh", tmp_path))
@@ -171,6 +203,22 @@ def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> N
     assert len(ray.actors) == 2
 
 
+def cluster_of(resources: dict[str, float]) -> tuple[Any, dict[str, Any]]:
+    """A stand-in that places an actor at once, and what was asked for it."""
+    given: dict[str, Any] = {}
+    ray = SimpleNamespace(
+        cluster_resources=lambda: resources,
+        remote=lambda **options: (
+            given.update(options) or (lambda kind: SimpleNamespace(remote=kind))
+        ),
+    )
+    return ray, given
+
+
+def pool_on(ray: Any, work: Work, cluster: Cluster = Cluster(threads=8)) -> Pool:  # noqa: B008
+    return _pool(ray, [], (work, Shared(work.model, None, ".run")), cluster, Told())
+
+
 @pytest.mark.parametrize(
     ("device", "resources", "need", "count"),
     [
@@ -182,19 +230,51 @@ def test_after_a_wish_to_stop_what_dies_counts_as_not_begun(tmp_path: Path) -> N
 def test_a_worker_takes_a_gpu_or_its_cores(
     device: str, resources: dict[str, float], need: Need, count: int, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {}
-    ray = SimpleNamespace(
-        cluster_resources=lambda: resources,
-        remote=lambda **options: (
-            given.update(options) or (lambda kind: SimpleNamespace(remote=kind))
-        ),
-    )
+    ray, given = cluster_of(resources)
     work = Work(tmp_path, BackendOptions("ort", device))
-    pool = _pool(ray, [], (work, tmp_path), Cluster(threads=8), Told())
+    pool = pool_on(ray, work)
     assert (pool.need, pool.count) == (need, count)
     assert (given["num_cpus"], given["num_gpus"]) == (need.cores, need.gpus)
     # Ray starts nothing again by itself: it would blame the innocent.
     assert given["max_restarts"] == 0
     assert "max_task_retries" not in given
     with pytest.raises(BackendUnavailableError, match=f"room for {count} workers"):
-        _pool(ray, [], (work, tmp_path), Cluster(workers=count + 1, threads=8), Told())
+        pool_on(ray, work, Cluster(workers=count + 1, threads=8))
+
+
+SERVER = "gpu-server:8001/reference"
+
+
+@pytest.mark.parametrize(
+    ("backend", "gpus", "need", "device"),
+    [
+        # An address is neither a GPU nor a CPU of the cluster.
+        (BackendOptions("triton", SERVER), 0, Need(8, 0), SERVER),
+        (BackendOptions("triton", SERVER), 4, Need(8, 0), SERVER),
+        # Where one machine would take its CPU, a cluster does too.
+        (BackendOptions("auto", "auto", "int8"), 4, Need(8, 0), "cpu"),
+        (BackendOptions("ort", "auto", "int8"), 4, Need(8, 0), "cpu"),
+        (BackendOptions("openvino"), 4, Need(8, 0), "cpu"),
+        (BackendOptions("auto"), 4, Need(0, 1), "cuda:0"),
+        (BackendOptions("trt"), 4, Need(0, 1), "cuda:0"),
+        (BackendOptions("ort", "cuda", "fp16"), 4, Need(0, 1), "cuda:0"),
+        # It is told by whoever opens it.
+        (BackendOptions("ort", "cuda", "int8"), 4, Need(0, 1), "cuda:0"),
+        (BackendOptions("auto"), 0, Need(8, 0), "cpu"),
+    ],
+)
+def test_a_worker_opens_what_one_machine_would(
+    backend: BackendOptions, gpus: int, need: Need, device: str, tmp_path: Path
+) -> None:
+    ray, given = cluster_of({"CPU": 32.0, "GPU": float(gpus)})
+    pool = pool_on(ray, Work(tmp_path, backend))
+    assert (pool.need, pool.count) == (need, 4)
+    assert (given["num_cpus"], given["num_gpus"]) == (need.cores, need.gpus)
+    assert pool.make()._work.backend == replace(backend, device=device, threads=8)
+
+
+@pytest.mark.parametrize("backend", [BackendOptions("ort", "cuda"), BackendOptions("trt")])
+def test_no_cpu_for_who_names_a_gpu(backend: BackendOptions, tmp_path: Path) -> None:
+    ray, _ = cluster_of({"CPU": 32.0})
+    with pytest.raises(BackendUnavailableError, match=r"32 cores, 0 GPUs, .* a GPU; use"):
+        pool_on(ray, Work(tmp_path, backend))

@@ -1016,6 +1016,8 @@ def test_the_only_case_of_a_part_says_why_it_failed(
         ("--device", "auto,cpu"),
         ("--device", "cpu,cpu", "--budget", "5s"),
         ("--device", "cpu,cpu", "--ray", "auto"),
+        ("--device", "cuda:1", "--ray", "auto"),
+        ("--device", "gpu-server:8001/tiny", "--ray", "auto"),
         ("--ray", "auto", "--memory", "4GB"),
         ("--workers", "2"),
         ("--ray", "auto", "--workers", "0"),

@@ -4,6 +4,7 @@ from runtime.backends.opening import (
     BackendName,
     BackendOptions,
     Precision,
+    may_take_gpu,
     open_backend,
     open_spare,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Precision",
     "Take",
     "check_window",
+    "may_take_gpu",
     "open_backend",
     "open_spare",
 ]

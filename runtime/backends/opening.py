@@ -110,12 +110,17 @@ def open_spare(model: ModelDir, options: BackendOptions, failed: BackendInfo) ->
     return None
 
 
+def may_take_gpu(options: BackendOptions) -> bool:
+    """Whether a GPU is taken where there is one; otherwise a CPU computes, or a server."""
+    if options.backend == "triton" or options.device == "cpu":
+        return False
+    quantized = options.precision == "int8" and options.backend != "trt"
+    return options.device != "auto" or not (options.backend == "openvino" or quantized)
+
+
 def _gpu_index(options: BackendOptions) -> int | None:
     """The CUDA device to use; None for the CPU."""
-    quantized = options.precision == "int8" and options.backend != "trt"
-    if options.device == "cpu" or (
-        options.device == "auto" and (options.backend == "openvino" or quantized)
-    ):
+    if not may_take_gpu(options):
         if options.backend == "trt":
             raise UsageError(
                 "--device",

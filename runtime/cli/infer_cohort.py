@@ -74,11 +74,13 @@ def check_cohort_flags(options: "InferArgs") -> None:
             "name only GPUs or only cpu, or give each a --part of the cases and its own folder",
         ),
         (
-            several and options.ray is not None,
+            options.ray is not None
+            and options.backend != "triton"
+            and options.device not in ("auto", "cpu", "cuda"),
             "--device",
-            f"{len(devices)} devices beside --ray",
-            "cpu or auto: a cluster chooses among its GPUs itself",
-            "drop --device",
+            f"{options.device} beside --ray",
+            "auto, cpu or cuda: a cluster chooses among its GPUs itself",
+            "name one of them",
         ),
         (
             options.budget is not None and (several or options.ray is not None),
@@ -119,13 +121,12 @@ def segmented(
 ) -> Generator[Outcome]:
     """The cases as they are done, wherever the flags say that they are to be run."""
     work, told, stopping = running.work, running.told, running.stopping
-    folder = running.folder.directory
     if options.ray is not None:
         from runtime.cluster import Cluster, segment_on_ray
 
         threads = options.threads or _CLUSTER_THREADS
         cluster = Cluster(options.ray, options.workers or 0, threads)
-        yield from segment_on_ray(jobs, work, folder, cluster, told, stopping)
+        yield from segment_on_ray(jobs, work, running.folder, cluster, told, stopping)
     elif len(options.devices) > 1:
         share = len(options.devices)
         # They share the cores that this process was given.

@@ -708,8 +708,8 @@ FAULTS = (
     Fault(
         "a-gpu-of-the-cluster-for-who-asks-for-a-cpu",
         "runtime/cluster.py",
-        'gpus = int(resources.get("GPU", 0)) if work.backend.device != "cpu" else 0',
-        'gpus = int(resources.get("GPU", 0))',
+        "on_gpus = may_take_gpu(backend) and (gpus > 0 or named)",
+        "on_gpus = gpus > 0 or named",
         "tests/test_cluster_pool.py::test_a_worker_takes_a_gpu_or_its_cores[cpu-resources1-need1-4]",
     ),
     Fault(
@@ -718,6 +718,28 @@ FAULTS = (
         "        except BratsError as error:\n            return error\n",
         "        except MemoryError as error:\n            raise error\n",
         "tests/test_cluster_actor.py::test_an_actor_gives_errors_back",
+    ),
+    Fault(
+        "an-actor-that-does-not-look-for-its-folder",
+        "runtime/cluster_actor.py",
+        "read - began, look, self._folder)",
+        "read - began, look)",
+        "tests/test_cluster_actor.py::test_a_folder_that_was_moved_is_not_written_into[False]",
+    ),
+    Fault(
+        "an-unexpected-error-of-a-case-that-ends-the-cohort",
+        "runtime/cluster_actor.py",
+        "except Exception as error:  # an error of this case must not end the others",
+        "except RuntimeError as error:",
+        "tests/test_cluster_actor.py::test_an_error_of_this_program_is_one_of_its_case[zero]",
+    ),
+    Fault(
+        "a-gpu-of-the-cluster-for-who-asks-a-server",
+        "runtime/cluster.py",
+        'if backend.backend == "triton":',
+        'if backend.device == "triton":',
+        "tests/test_cluster_pool.py::test_a_worker_opens_what_one_machine_would"
+        "[backend0-0-need0-gpu-server:8001/reference]",
     ),
     Fault(
         "parts-by-the-order-of-the-file-system",

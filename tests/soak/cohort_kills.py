@@ -220,7 +220,7 @@ class Killer:
         self.errors.unlink(missing_ok=True)
         process = self.begin(*way.flags)
         self.await_moment(process, self.whole[way.flags], moment)
-        others = children_of(process)
+        others = self.others(process)
         if way.alone:
             process.kill()
         else:
@@ -250,6 +250,10 @@ class Killer:
             figures.failed.append(f"{name}: {code} {self.errors.read_text()[-2000:]}")
         self.at_the_end(way, finished, f"{name}, at {moment:.2f}")
         return True
+
+    def others(self, process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+        """What the first process has begun, and should not outlive it."""
+        return children_of(process)
 
     def await_end(self, others: list[psutil.Process], name: str) -> None:
         """See all that the first process had begun end by itself."""
