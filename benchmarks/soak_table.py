@@ -156,6 +156,7 @@ ROWS: dict[str, tuple[str, Callable[[Bar], Row]]] = {
     "bombs": ("bombs", bombs),
     "kills": ("kills", kills),
     "cohort_kills": ("kills of a whole cohort", cohort_kills),
+    "ray_kills": ("kills of a cohort on Ray", cohort_kills),
     "faults_shim": ("faults in Python's calls", faults),
     "faults_strace": ("faults in system calls", faults),
     "non_finite_input": ("NaN and Inf in images", non_finite),
@@ -190,15 +191,22 @@ def soak(bars: dict[str, Bar]) -> str:
             bar = bars[name]
             met = "yes" if bar["met"] else "**no**"
             rows.append([title, *row(bar), met, f"{bar['seconds']:.0f}"])
-    places = sorted(
-        {
-            f"{bar['processor']}, {bar['cores']} cores, Python {bar['python']}; {bar['date']}, "
-            f"commit {bar['commit'][:10]}."
-            for name, bar in bars.items()
-            if name in ROWS
-        }
+    places: dict[str, list[str]] = {}
+    for name, (title, _) in ROWS.items():
+        if name in bars:
+            places.setdefault(_place(bars[name]), []).append(title)
+    # The place of most rows comes last, for all that is not named before.
+    *few, most = sorted(places, key=lambda place: len(places[place])) or [""]
+    told = [f"{', '.join(places[place])}: {place}" for place in few]
+    told.append(f"All others: {most}" if few else most)
+    return "\n\n".join([table(HEAD, rows), *(one[:1].upper() + one[1:] for one in told if one)])
+
+
+def _place(bar: Bar) -> str:
+    return (
+        f"{bar['processor']}, {bar['cores']} cores, Python {bar['python']}; {bar['date']}, "
+        f"commit {bar['commit'][:10]}."
     )
-    return "\n\n".join([table(HEAD, rows), *places])
 
 
 def main(args: Sequence[str]) -> None:

@@ -20,6 +20,8 @@ def bar(**figures: Any) -> dict[str, Any]:
 
 
 LEAKS = {"cases": 2000, "growth_mib": 3.25, "descriptors": 0, "threads": 0, "temporary_files": 0}
+SIZES = {"resident_before_mib": 118.04, "resident_mib": 121.29, "peak_growth_mib": 4.06}
+FLAT = {**LEAKS, "cases": 980, "from_case": 20, **SIZES}
 
 
 def test_a_row_holds_the_figures_and_the_place() -> None:
@@ -31,9 +33,19 @@ def test_a_row_holds_the_figures_and_the_place() -> None:
     assert lines[-1] == "P, 2 cores, Python 3.11; 2026-01-02, commit 0123456789."
 
 
+def test_bars_of_several_runs_name_each_its_own() -> None:
+    other = bar(**LEAKS) | {"commit": "fedcba9876543"}
+    bars = {"leaks": other, "leaks_commands": bar(**LEAKS), "leaks_from_20": bar(**FLAT)}
+    places = soak(bars).splitlines()[-3:]
+    assert places == [
+        "A cohort: P, 2 cores, Python 3.11; 2026-01-02, commit fedcba9876.",
+        "",
+        "All others: P, 2 cores, Python 3.11; 2026-01-02, commit 0123456789.",
+    ]
+
+
 def test_a_flat_cohort_is_shown_from_case_to_case() -> None:
-    sizes = {"resident_before_mib": 118.04, "resident_mib": 121.29, "peak_growth_mib": 4.06}
-    row = soak({"leaks_from_20": bar(**{**LEAKS, "cases": 980}, from_case=20, **sizes)})
+    row = soak({"leaks_from_20": bar(**FLAT)})
     assert row.splitlines()[2] == (
         "| a cohort, early to late | a cohort in one process from its case 20 to its case 1000 | "
         "at most 20 MB more, nothing else | 118.0 to 121.3 MiB resident: +3.2 MiB, descriptors "
