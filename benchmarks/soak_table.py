@@ -196,10 +196,10 @@ def soak(bars: dict[str, Bar]) -> str:
         if name in bars:
             places.setdefault(_place(bars[name]), []).append(title)
     # The place of most rows comes last, for all that is not named before.
-    *few, most = sorted(places, key=lambda place: len(places[place])) or [""]
+    *few, most = sorted(places, key=lambda place: len(places[place]))
     told = [f"{', '.join(places[place])}: {place}" for place in few]
     told.append(f"All others: {most}" if few else most)
-    return "\n\n".join([table(HEAD, rows), *(one[:1].upper() + one[1:] for one in told if one)])
+    return "\n\n".join([table(HEAD, rows), *(one[0].upper() + one[1:] for one in told)])
 
 
 def _place(bar: Bar) -> str:
