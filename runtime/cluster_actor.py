@@ -9,8 +9,8 @@ from typing import Any
 from runtime.backends import BackendInfo
 from runtime.bounded import read_json
 from runtime.cluster_folder import Shared
-from runtime.cohort import Job, settings_of
-from runtime.errors import BratsError, ComputeError
+from runtime.cohort import Job, error_of, settings_of
+from runtime.errors import BratsError
 from runtime.nifti import load
 from runtime.output_plan import is_complete
 from runtime.prediction import save
@@ -55,17 +55,8 @@ class Segmenting:
         """Read, segment and save a case."""
         try:
             return self._segment(job)
-        except BratsError as error:
-            return Result(error=error.with_traceback(None))
-        except MemoryError:
-            return Result(error=ComputeError(
-                job.case.case_id,
-                found="too little memory",
-                expected="room for the whole case and a batch of windows",
-                remedy="check how large its images are, or take fewer workers for a machine",
-            ))  # fmt: skip
-        except Exception as error:  # an error of this case must not end the others
-            return Result(error=ComputeError.of_this_program(job.case.case_id, error))
+        except Exception as error:  # that of a case must not end the others
+            return Result(error=error_of(job.case, error).with_traceback(None))
 
     def _segment(self, job: Job) -> Result:
         segmenter, work = self._segmenter(), self._work
@@ -75,14 +66,17 @@ class Segmenting:
             return Result(read_json(job.plan.sidecar), kept=True)
         began = perf_counter()
         volume = load(job.case)
+        loaded = perf_counter()
+        ready = segmenter.ready(volume)
         read = perf_counter()
         with self._running:
             started = perf_counter()
-            prediction = segmenter.segment(volume)
+            result = segmenter.run(ready)
             ran = perf_counter()
+        prediction = segmenter.finish(result)
         notes: list[str] = []
         look = work.pages.look(lambda text, case: notes.append(text))
-        sidecar = save(prediction, job.plan, settings, read - began, look, self._folder)
+        sidecar = save(prediction, job.plan, settings, loaded - began, look, self._folder)
         spent = (read - began, ran - started, perf_counter() - ran)
         return Result(sidecar, notes=tuple(notes), spent=spent)
 

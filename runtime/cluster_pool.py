@@ -16,7 +16,15 @@ from typing import Any, Final
 from runtime.backends import BackendInfo
 from runtime.cluster_actor import Result
 from runtime.cohort import Job, Outcome
-from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
+from runtime.errors import (
+    BackendUnavailableError,
+    BratsError,
+    ComputeError,
+    DeviceLostError,
+    OutputError,
+    ProgramError,
+    UsageError,
+)
 from runtime.processes import Told
 
 AT_ONCE: Final = 3
@@ -77,6 +85,7 @@ class Pool:
     _asked: dict[Any, tuple[_Worker, str | Job]] = field(default_factory=dict)
     _again: set[Path] = field(default_factory=set)
     _opening_deaths: int = 0
+    _info: BackendInfo | None = None
     _ready: bool = False
     _stopping: bool = False
     _alone_since: float = field(default_factory=monotonic)
@@ -149,20 +158,32 @@ class Pool:
             self._opening_deaths += 1
             self._forget(worker)
             if isinstance(error, errors.RayTaskError) or self._opening_deaths >= _TRIES:
-                raise BackendUnavailableError(
-                    "--ray",
-                    found=f"a worker that does not start ({_line(error)[-200:]})",
-                    expected="brats-deploy on every machine of the cluster",
-                    remedy="install the same version there",
-                ) from error
+                self._without(_does_not_start(error))
             return
+        if not isinstance(found, BratsError):
+            first = self._info = self._info or found
+            if (found.sha256, found.name) != (first.sha256, first.name):
+                found = _unlike(found, first)
         if isinstance(found, BratsError):
-            raise found
+            self._forget(worker)
+            self._without(found)
+            return
         worker.placed = worker.open = True
         self._opening_deaths = 0
         if not self._ready:
             self._ready = True
             self.told.ready(found, self.count)
+
+    def _without(self, error: BratsError) -> None:
+        """Go on with one worker less, if there are others at work.
+
+        Raises:
+            BratsError: why there is none, where no other has opened.
+        """
+        if not any(one.open for one in self._workers):
+            raise error
+        self.count = max(1, self.count - 1)
+        self.told.note(f"a worker less: {error}", None)
 
     def _ended(self, reference: Any, worker: _Worker, job: Job) -> Iterator[Outcome]:
         try:
@@ -170,7 +191,7 @@ class Pool:
         except self.ray.exceptions.RayTaskError as error:
             # On its way there or back, such as what cannot be pickled: the worker lives.
             cause = getattr(error, "cause", None) or error
-            told = ComputeError.of_this_program(job.case.case_id, cause)
+            told = ProgramError.of(job.case.case_id, cause)
             yield Outcome(job.case, job.plan, error=told)
             return
         except self.ray.exceptions.RayError as error:
@@ -178,6 +199,9 @@ class Pool:
             return
         if isinstance(result.error, OutputError):
             raise result.error
+        if isinstance(result.error, DeviceLostError):
+            yield from self._lost(worker, job, result.error)
+            return
         for text in result.notes:
             self.told.note(text, job.case)
         clock = self.told.clock
@@ -233,6 +257,29 @@ class Pool:
         if not self._noted:
             self._noted = True
             self.told.note(f"waiting for room on the cluster: {there}, wanted {self.need}", None)
+
+
+def _does_not_start(error: Exception) -> BackendUnavailableError:
+    return BackendUnavailableError(
+        "--ray",
+        found=f"a worker that does not start ({_line(error)[-200:]})",
+        expected="brats-deploy on every machine of the cluster",
+        remedy="install the same version there",
+    )
+
+
+def _unlike(info: BackendInfo, first: BackendInfo) -> UsageError:
+    """A machine that would write other bytes than the rest."""
+    return UsageError(
+        "--ray",
+        found=f"a worker that runs {_named(info)} beside one that runs {_named(first)}",
+        expected="the same file of the model and the same backend on all machines",
+        remedy="name them with --backend and --precision, or leave that machine out",
+    )
+
+
+def _named(info: BackendInfo) -> str:
+    return f"{info.artefact} in {info.name}"
 
 
 def _killer(job: Job, error: Exception) -> ComputeError:

@@ -14,7 +14,16 @@ from typing import Any
 from runtime.atomic import check_writable, sweep
 from runtime.bounded import read_json
 from runtime.case import Case
-from runtime.errors import BratsError, ComputeError, InputError, OutputError, UsageError
+from runtime.errors import (
+    BratsError,
+    ComputeError,
+    DeviceLostError,
+    InputError,
+    OutputError,
+    ProgramError,
+    UsageError,
+    as_ours,
+)
 from runtime.lock import Held, only_writer
 from runtime.memory import Room
 from runtime.nifti import load, promised_sizes
@@ -23,6 +32,7 @@ from runtime.pipeline import Clock, Limits, Stages, run_pipeline
 from runtime.prediction import Look, save
 from runtime.segmented import Ran, Ready
 from runtime.segmenter import Segmenter, SegmentOptions
+from runtime.threads import no_thread
 
 WindowProgress = Callable[[Case, int, int], None]
 """progress(case, done, total) in windows."""
@@ -185,6 +195,7 @@ def segment_cases(
     Raises:
         OutputError: an output cannot be written, or the output folder is not in its place any more:
             then none of those that follow could be either.
+        DeviceLostError: nor could they be run.
     """
     how = how or How()
     info = segmenter.backend.info
@@ -233,19 +244,25 @@ def segment_cases(
             sidecar = done.written.sidecar if isinstance(done.written, _Kept) else done.written
             yield Outcome(job.case, job.plan, sidecar, kept=kept)
             continue
-        if isinstance(error, OutputError):
-            raise error
-        if isinstance(error, BratsError):
-            told = error
-        elif isinstance(error, MemoryError):
-            told = _too_large(job.case, error)
-        else:
-            told = ComputeError.of_this_program(job.case.case_id, error)
+        told = error_of(job.case, error)
+        if isinstance(told, OutputError | DeviceLostError):
+            raise told
         # Its traceback holds the frames, and with them the voxels, of a case that is over.
         for one in (error, error.__cause__):
             if one is not None:
                 one.with_traceback(None)
         yield Outcome(job.case, job.plan, error=told)
+
+
+def error_of(case: Case, error: Exception) -> BratsError:
+    """What is told of an error that ended a case: ours, what the system refused, or a fault of
+    ours that nobody thought of.
+    """
+    if isinstance(error, MemoryError):
+        return _too_large(case, error)
+    if isinstance(error, BratsError | OSError) or no_thread(error):
+        return as_ours(error)
+    return ProgramError.of(case.case_id, error)
 
 
 def _floats(segmenter: Segmenter) -> int:

@@ -2,6 +2,8 @@
 and the remedy.
 """
 
+import errno
+import os
 import traceback
 from os import PathLike, fspath
 from pathlib import Path
@@ -93,18 +95,9 @@ class ComputeError(BratsError):
 
     exit_code = 8
 
-    @classmethod
-    def of_this_program(cls, where: str, error: Exception) -> "ComputeError":
-        """What nobody thought of: a fault of ours, which costs one case."""
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" in {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-        text = " ".join(str(error).split())
-        return cls(
-            where,
-            found=f"an error of this program ({type(error).__name__}: {text}{place})",
-            expected="a label map",
-            remedy="report it with this line; other cases are not affected",
-        )
+
+class DeviceLostError(ComputeError):
+    """A device does nothing more for this process, whatever the case."""
 
 
 class NonFiniteError(ComputeError):
@@ -123,6 +116,60 @@ class NonFiniteError(ComputeError):
         )
         error.count = count
         return error
+
+
+class ProgramError(BratsError):
+    """What nobody thought of: a fault of ours (exit 1)."""
+
+    @classmethod
+    def of(cls, where: str, error: Exception) -> "ProgramError":
+        """With the last places of ours that it came through."""
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [one for one in frames if "site-packages" not in one.filename] or frames
+        places = ", ".join(f"{Path(one.filename).name}:{one.lineno}" for one in ours[-3:])
+        text = " ".join(str(error).split())
+        return cls(
+            where,
+            found=f"an error of this program ({type(error).__name__}: {text}"
+            + (f"; {places})" if places else ")"),
+            expected="a label map",
+            remedy="report it with this line",
+        )
+
+
+def as_ours(error: BratsError | MemoryError | OSError | RuntimeError) -> BratsError:
+    """What the system refused, as one of our errors, where nobody nearer to it had said so.
+
+    Args:
+        error: of RuntimeErrors only that of which `threads.no_thread` is true.
+    """
+    if isinstance(error, BratsError):
+        return error
+    if isinstance(error, RuntimeError):
+        return ComputeError(
+            "threads",
+            found="none that can be started",
+            expected="a few beside the first",
+            remedy="raise the limits on processes and memory (ulimit), or close other programs",
+        )
+    if isinstance(error, MemoryError):
+        return ComputeError(
+            "memory",
+            found="too little" + (f" ({error})" if str(error) else ""),
+            expected="room for a whole case and a batch of windows",
+            remedy="choose a smaller patch or batch, or close other programs",
+        )
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a path"
+    found = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        expected = "a place that can be written"
+        return OutputError(
+            where, found=found, expected=expected, remedy="free space, or choose another output"
+        )
+    expected = "a file or folder that can be used"
+    return InputError(
+        where, found=found, expected=expected, remedy="check the path and its permissions"
+    )
 
 
 EXIT_INTERRUPTED = 130

@@ -112,8 +112,8 @@ def run_pipeline(
         stages: what is done; an ``Exception`` of a stage ends its item alone.
         limits: how much is in hand at once.
         clock: is told how long the stages work.
-        stopping: asked before an item is run: once it is true no further one is, and what has been
-            run is written.
+        stopping: asked before an item is read, in a reader's thread, and before it is run: once it
+            is true no further one is, and what has been run is written.
         ready: whether ``items`` would give one, or end, without waiting. While it would not, it is
             waited for only where nothing is in hand.
 
@@ -127,6 +127,8 @@ def run_pipeline(
     writing: dict[Future[Written], tuple[Item, int]] = {}
 
     def read(item: Item) -> Read:
+        if stopping():
+            raise _StoppingError
         with clock.measured("read"):
             return stages.read(item)
 
@@ -170,6 +172,8 @@ def run_pipeline(
             try:
                 with clock.measured("run"):
                     made = stages.run(item, chosen.result())
+            except _StoppingError:
+                continue
             except Exception as error:
                 yield Done(item, error=error)
             else:
@@ -180,6 +184,10 @@ def run_pipeline(
         while writing:
             wait(writing, return_when=FIRST_COMPLETED)
             yield from written()
+
+
+class _StoppingError(Exception):
+    """No item is begun any more."""
 
 
 class _Source(Generic[Item]):

@@ -94,14 +94,16 @@ class _Task(Generic[_T]):
         self._lock = Lock()
 
     def do(self) -> None:
-        with self._lock:
-            work, self._work = self._work, None
-        if work is None:
-            return
+        work = None
         try:
-            self.future.set_result(work())
+            with self._lock:
+                work, self._work = self._work, None
+            if work is not None:
+                self.future.set_result(work())
         except BaseException as error:
-            self.future.set_exception(error)
+            # A wish to stop may come between any two steps: nobody is to wait for ever.
+            if work is not None and not self.future.done():
+                self.future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
         finally:
@@ -112,5 +114,5 @@ class _Task(Generic[_T]):
         """Leave it undone, if nobody has begun it."""
         with self._lock:
             work, self._work = self._work, None
-        if work is not None:
+        if work is not None and not self.future.done():
             self.future.set_exception(CancelledError())

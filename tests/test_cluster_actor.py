@@ -14,7 +14,7 @@ from runtime.backends import BackendInfo, BackendOptions
 from runtime.case import find_cases
 from runtime.cluster_actor import Segmenting
 from runtime.cluster_folder import Shared, shared
-from runtime.cohort import claim, plan_jobs
+from runtime.cohort import claim, error_of, plan_jobs
 from runtime.errors import ComputeError, InputError, OutputError, ParityError
 from runtime.lock import only_writer
 from runtime.output_plan import OutputOptions
@@ -138,15 +138,18 @@ def test_a_case_that_is_done_is_kept_when_asked(
     def too_large(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Segmenter, "segment", too_large)
+    monkeypatch.setattr(Segmenter, "run", too_large)
     assert isinstance(actor.segment(job).error, ComputeError)
 
 
 @pytest.mark.parametrize(
     ("raised", "told"),
     [
-        (OSError(24, "Too many\nopen files"), "OSError: [Errno 24] Too many open files"),
-        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+        (OSError(24, "Too many\nopen files"), "a path: found Too many"),
+        (
+            ZeroDivisionError("by zero"),
+            "found an error of this program (ZeroDivisionError: by zero; ",
+        ),
     ],
     ids=["files", "zero"],
 )
@@ -167,10 +170,9 @@ def test_an_error_of_this_program_is_one_of_its_case(
         raise raised
 
     with monkeypatch.context() as patched:
-        patched.setattr(Segmenter, "segment", failing)
+        patched.setattr(Segmenter, "run", failing)
         error = actor.segment(job).error
-    assert isinstance(error, ComputeError)
     # In the words of a cohort on one machine.
-    assert str(error) == str(ComputeError.of_this_program(job.case.case_id, raised))
-    assert f"{job.case.case_id}: found an error of this program ({told} in " in str(error)
+    assert str(error) == str(error_of(job.case, raised))
+    assert told in str(error)
     assert actor.segment(job).error is None  # it goes on

@@ -19,7 +19,14 @@ from runtime.cluster_actor import Result
 from runtime.cluster_folder import Shared
 from runtime.cluster_pool import AT_ONCE, Need, Pool
 from runtime.cohort import Job, Outcome
-from runtime.errors import BackendUnavailableError, BratsError, ComputeError, OutputError
+from runtime.errors import (
+    BackendUnavailableError,
+    BratsError,
+    ComputeError,
+    DeviceLostError,
+    OutputError,
+    ProgramError,
+)
 from runtime.output_plan import OutputOptions, plan_output
 from runtime.processes import Told
 from runtime.work import Work
@@ -64,6 +71,7 @@ class Ray:
         kills: cases that kill whoever runs them.
         opens: whether an actor opens its backend, or dies.
         kept: whether every case is said to have been done before.
+        infos: what actors give back that open otherwise than the rest, by their numbers.
         fails: cases whose task raises, or gives back an error.
         actors: made so far.
         deaths: the cases that each dead one had in hand.
@@ -72,6 +80,7 @@ class Ray:
     kills: set[str] = field(default_factory=set)
     opens: Callable[[Actor], bool] = lambda actor: True
     kept: bool = False
+    infos: dict[int, BackendInfo | BratsError] = field(default_factory=dict)
     fails: dict[str, Exception] = field(default_factory=dict)
     actors: list[Actor] = field(default_factory=list)
     deaths: list[set[str]] = field(default_factory=list)
@@ -98,7 +107,8 @@ class Ray:
             if not self.opens(reference.actor):
                 reference.actor.dead = True
                 raise RayError("it died")
-            return BackendInfo("ort", "cpu", "fp32")
+            number = self.actors.index(reference.actor)
+            return self.infos.get(number, BackendInfo("ort", "cpu", "fp32", sha256="a" * 64))
         if reference.actor.dead:
             raise RayError("the actor died\nunexpectedly")
         assert reference.job is not None
@@ -177,10 +187,54 @@ def test_what_a_task_raises_is_a_failure_of_its_case(tmp_path: Path) -> None:
     found = {one.case.case_id: one.error for one in run(pool)}
     assert set(found) == set("abcdef")
     assert {name for name, error in found.items() if error is not None} == {"b", "c"}
-    assert isinstance(found["b"], ComputeError)
+    assert isinstance(found["b"], ProgramError)
     assert found["b"].found == "an error of this program (TypeError: cannot pickle it)"
     assert "RayTaskError: bare" in str(found["c"])
     assert (pool.died, len(ray.actors)) == (0, 2)
+
+
+NO_ROOM = ComputeError("cuda:0", found="no memory", expected="some", remedy="free it")
+OTHERS = {
+    "other file": BackendInfo("ort", "cpu", "fp32", sha256="b" * 64),
+    "other backend": BackendInfo("openvino", "cpu", "fp32", sha256="a" * 64),
+    "does not open": NO_ROOM,
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_one_that_opens_otherwise_is_left_out_while_others_work(tmp_path: Path, kind: str) -> None:
+    notes: list[str] = []
+    told = Told(note=lambda text, case: notes.append(text))
+    # One dies in mid-run, and what takes its place is not like the rest.
+    ray = Ray(kills={"c"}, infos={2: OTHERS[kind]})
+    found = {
+        one.case.case_id: one.error
+        for one in run(pool_of(ray, jobs_of("abcdefghij", tmp_path), told))
+    }
+    assert set(found) == set("abcdefghij")
+    assert {name for name, error in found.items() if error is not None} == {"c"}
+    (note,) = [note for note in notes if note.startswith("a worker less")]
+    assert ("no memory" in note) == (kind == "does not open")
+
+
+def test_none_that_opens_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ComputeError, match="no memory"):
+        list(run(pool_of(Ray(infos={0: NO_ROOM, 1: NO_ROOM}), jobs_of("ab", tmp_path))))
+
+
+def test_a_worker_whose_device_is_lost_is_taken_for_dead(tmp_path: Path) -> None:
+    lost = DeviceLostError("cuda:0", found="an error of CUDA", expected="work", remedy="look")
+    notes: list[str] = []
+    ray = Ray(fails={"b": lost})
+    pool = pool_of(
+        ray, jobs_of("abcdef", tmp_path), Told(note=lambda text, case: notes.append(text))
+    )
+    found = {one.case.case_id: one.error for one in run(pool)}
+    assert set(found) == set("abcdef")
+    # It costs two workers: with others in hand, and alone.
+    assert {name for name, error in found.items() if error is not None} == {"b"}
+    assert pool.died == 2
+    assert any("an error of CUDA" in note for note in notes)
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(tmp_path: Path) -> None:

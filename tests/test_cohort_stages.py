@@ -2,6 +2,7 @@
 owns the device.
 """
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +15,12 @@ import pytest
 
 from runtime.case import Case
 from runtime.cohort import How, Job, _cost, _floats, plan_jobs, segment_cases
-from runtime.errors import ComputeError
+from runtime.errors import DeviceLostError, InputError, OutputError, ProgramError
 from runtime.labels import MODALITIES
 from runtime.nifti import load
 from runtime.ops.numpy import NumpyOps
 from runtime.output_plan import OutputOptions
-from runtime.segmented import Stitched
+from runtime.segmented import Ready, Stitched
 from runtime.segmenter import Segmenter, SegmentOptions
 from tests.test_segmenter import CARD, FakeBackend, lopsided
 
@@ -181,8 +182,10 @@ def test_what_nobody_thought_of_costs_one_case(
         assert outcomes.keys() == {case.case_id for case in cases}
         assert errors.keys() == {"X3"}
         told = str(errors["X3"])
-        assert isinstance(errors["X3"], ComputeError)
-        assert "(ZeroDivisionError: one over nothing in test_cohort_stages.py:" in told
+        assert isinstance(errors["X3"], ProgramError)
+        assert errors["X3"].exit_code == 1
+        assert "(ZeroDivisionError: one over nothing; " in told
+        assert re.search(r", cohort\.py:\d+, test_cohort_stages\.py:\d+\)", told)
         assert "\n" not in told
 
 
@@ -198,3 +201,37 @@ def test_probabilities_count(cases: list[Case], tmp_path: Path) -> None:
         backend = FakeBackend()
         backend.ops = NotedOps(on_host)
         assert _floats(Segmenter(backend, options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (OSError(24, "Too many open files"), InputError),
+        (OSError(28, "No space left on device"), OutputError),
+        (DeviceLostError("cuda:0", found="-", expected="-", remedy="-"), DeviceLostError),
+    ],
+    ids=["files", "space", "device"],
+)
+def test_what_the_system_refuses_is_told_as_that(
+    cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, kind: Any
+) -> None:
+    """And where no other case could do better, the run ends."""
+    begun: list[str] = []
+    run = Segmenter.run
+
+    def refused(self: Segmenter, ready: Ready, *rest: Any) -> Any:
+        begun.append(ready.volume.case.case_id)
+        if len(begun) == 2:
+            raise raised
+        return run(self, ready, *rest)
+
+    monkeypatch.setattr(Segmenter, "run", refused)
+    outcomes = segment_cases(jobs_of(cases, tmp_path / "out"), Segmenter(FakeBackend()))
+    if kind is InputError:
+        errors = [one.error for one in outcomes if one.error is not None]
+        assert [type(one) for one in errors] == [InputError]
+        assert len(begun) == len(cases)
+    else:
+        with pytest.raises(kind):
+            list(outcomes)
+        assert len(begun) == 2

@@ -134,7 +134,7 @@ def _ranks(*command: str) -> list[tuple[int, str]]:
 ONE_FAILS = """
 import errno, os, signal, sys
 import torch
-from runtime.cli.console import as_ours
+from runtime.errors import as_ours
 from runtime.errors import BratsError, ComputeError, OutputError
 from train.checkpoint import Architecture
 from train.config import TrainConfig

@@ -234,3 +234,27 @@ def test_a_source_that_has_nothing_yet_holds_up_nothing() -> None:
         done.append(one.item)
         inbox.put(len(done) if len(done) < 5 else None)
     assert done == [0, 1, 2, 3, 4]
+
+
+def test_after_a_wish_to_stop_no_item_is_read_that_was_only_queued() -> None:
+    begun: list[int] = []
+    stop, queued = Event(), Event()
+
+    def items() -> Iterator[int]:
+        for item in range(9):
+            yield item
+            if item == 2:
+                queued.set()
+
+    def read(item: int) -> int:
+        begun.append(item)
+        assert queued.wait(20)
+        stop.set()
+        return item
+
+    stages: Stages[int, int, int, int] = Stages(
+        lambda item: 0, read, lambda item, got: got, lambda item, made: made
+    )
+    done = list(run_pipeline(items(), stages, Limits(1, 1, 4), stopping=stop.is_set))
+    assert done == []
+    assert begun == [0]

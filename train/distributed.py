@@ -16,8 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from runtime.cli.console import as_ours
-from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, UsageError
+from runtime.errors import EXIT_INTERRUPTED, BratsError, ComputeError, UsageError, as_ours
 from train.voice import LAST_WORD
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """What all commands share: arguments from a dataclass, errors as one sentence, exit codes."""
 
-import errno
 import io
 import os
 import sys
@@ -17,10 +16,8 @@ from runtime.cli.events import log_error, tell_interrupted
 from runtime.errors import (
     EXIT_INTERRUPTED,
     BratsError,
-    ComputeError,
-    InputError,
-    OutputError,
     UsageError,
+    as_ours,
     interrupted,
 )
 from runtime.labels import Convention
@@ -203,38 +200,3 @@ def _run(body: Callable[[Console], int], quiet: bool, as_json: bool) -> int:
             errors.print("error:", style="bold red", end=" ")
             errors.print(str(told), markup=False)
         return told.exit_code
-
-
-def as_ours(error: BratsError | MemoryError | OSError | RuntimeError) -> BratsError:
-    """What the system refused, as one of our errors, where nobody nearer to it had said so.
-
-    Args:
-        error: of RuntimeErrors only that of which `threads.no_thread` is true.
-    """
-    if isinstance(error, BratsError):
-        return error
-    if isinstance(error, RuntimeError):
-        return ComputeError(
-            "threads",
-            found="none that can be started",
-            expected="a few beside the first",
-            remedy="raise the limits on processes and memory (ulimit), or close other programs",
-        )
-    if isinstance(error, MemoryError):
-        return ComputeError(
-            "memory",
-            found="too little" + (f" ({error})" if str(error) else ""),
-            expected="room for a whole case and a batch of windows",
-            remedy="choose a smaller patch or batch, or close other programs",
-        )
-    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a path"
-    found = error.strerror or str(error) or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        expected = "a place that can be written"
-        return OutputError(
-            where, found=found, expected=expected, remedy="free space, or choose another output"
-        )
-    expected = "a file or folder that can be used"
-    return InputError(
-        where, found=found, expected=expected, remedy="check the path and its permissions"
-    )

@@ -13,7 +13,7 @@ import cupy
 import numpy as np
 import numpy.typing as npt
 
-from runtime.errors import BackendUnavailableError, ComputeError
+from runtime.errors import BackendUnavailableError, ComputeError, DeviceLostError
 from runtime.ops import Box, Statistics
 from runtime.ops.cupy_kernels import Kernels
 from runtime.ops.cupy_staging import Staging
@@ -279,8 +279,8 @@ class CupyOps:
         """Make the device and the stream CuPy's current ones.
 
         Raises:
-            ComputeError: what is done there ends in an error of CUDA's; such an error may be that
-                of earlier work, and the device is of no use to this process after most of them.
+            DeviceLostError: what is done there ends in an error of CUDA's, which may be that of
+                earlier work; after most of them the device is of no use to this process.
         """
         try:
             # CuPy allocates from the current stream's part of its pool: what is freed here is then
@@ -288,7 +288,7 @@ class CupyOps:
             with cupy.cuda.Device(self.device), self.stream:
                 yield
         except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-            raise ComputeError(
+            raise DeviceLostError(
                 f"cuda:{self.device}",
                 found=f"an error of CUDA ({(str(error).strip() or 'unnamed').splitlines()[0]})",
                 expected="work that comes to its end",

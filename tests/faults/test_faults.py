@@ -729,7 +729,7 @@ FAULTS = (
     Fault(
         "an-unexpected-error-of-a-case-that-ends-the-cohort",
         "runtime/cluster_actor.py",
-        "except Exception as error:  # an error of this case must not end the others",
+        "except Exception as error:  # that of a case must not end the others",
         "except RuntimeError as error:",
         "tests/test_cluster_actor.py::test_an_error_of_this_program_is_one_of_its_case[zero]",
     ),
@@ -829,8 +829,8 @@ FAULTS = (
     Fault(
         "an-edited-record-is-believed",
         "runtime/cohort_places.py",
-        'value.pop("sha256") != seal_of(value)',
-        'not value.pop("sha256")',
+        "sealed is not None and sealed != seal_of(value)",
+        "not sealed",
         "tests/test_cohort_files.py::test_an_edited_file_is_replaced_only_when_asked"
         "[within-cohort.json]",
     ),
