@@ -172,7 +172,7 @@ def cohort(run: dict[str, Any]) -> str:
         for one in found
     ]
     head = ("network", "cases", *names, "pipeline, a case")
-    return f"{table(head, rows)}\n\n{subject(found[0])} {machine(run)}"
+    return f"{table(head, rows)}\n\n{subjects(found)} {machine(run)}"
 
 
 def _range(found: dict[str, Any], digits: int = 2, mark: str = "") -> str:
