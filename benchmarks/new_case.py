@@ -1,7 +1,7 @@
 """A patient whose brain box was not seen before, for modes that run one window over that box.
 
 A backend whose windows vary chooses its kernels, and grows its memory, when a shape is first run:
-with the built-in network on two cores the first run of a shape took 1.43 times as long as the next
+with the built-in network on two cores the first run of a shape took 1.45 times as long as the next
 ones in int8 (OpenVINO, median of seven shapes: 1.12 to 1.66), 1.04 times in fp32 (1.01 to 1.18; on
 ONNX Runtime up to 1.32, where memory grew). Binding the shape once more shows nothing of that, nor
 does a backend opened anew: kernels are kept for the process (1.08 times in place of 1.42).
