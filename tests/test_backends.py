@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import platform
 import re
 import shutil
@@ -683,3 +684,39 @@ def test_large_blocks_go_back_to_the_system(tiny_model: Path) -> None:
     # Left alone, they stay as holes in the heap.
     assert given[0] < 2
     assert given[1] in (2, 3)
+
+
+CORES = """
+import os, sys, threading
+from pathlib import Path
+from runtime.backends import BackendOptions, open_backend
+from runtime.model_dir import ModelDir
+
+backend = open_backend(ModelDir.open(Path(sys.argv[1])), BackendOptions("openvino", threads=1))
+backend.bind(backend.card.patch, 1)
+seen, done = set(), threading.Event()
+
+def watch():
+    while not done.is_set():
+        for thread in os.listdir("/proc/self/task"):
+            seen.add(len(os.sched_getaffinity(int(thread))))
+
+watching = threading.Thread(target=watch)
+watching.start()
+backend.run(200, lambda *given: None, lambda *given: None)
+done.set()
+watching.join()
+print(min(seen), len(os.sched_getaffinity(0)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which cores a thread may use")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one core only")
+def test_processes_that_share_a_machine_are_not_bound_to_the_same_core(tiny_model: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    command = [sys.executable, "-c", CORES, str(tiny_model)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True
+    )
+    fewest, all_of_them = map(int, done.stdout.split())
+    assert fewest == all_of_them

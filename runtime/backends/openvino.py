@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the fastest of the CPU backends."""
 
+import os
 from collections import Counter
 from typing import Any, Final
 
@@ -73,6 +74,10 @@ class OpenVinoBackend:
         }
         if threads:
             self._settings["INFERENCE_NUM_THREADS"] = str(threads)
+            if threads < (os.cpu_count() or 1):
+                # It pins its threads to the first cores, each process to the same ones: two that
+                # share a machine would take turns on one core while another lies idle.
+                self._settings["ENABLE_CPU_PINNING"] = "NO"
         try:
             self._model = self._core.read_model(model, b"")
         except RuntimeError as error:
