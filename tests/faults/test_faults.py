@@ -722,8 +722,8 @@ FAULTS = (
     Fault(
         "an-actor-that-does-not-look-for-its-folder",
         "runtime/cluster_actor.py",
-        "read - began, look, self._folder)",
-        "read - began, look)",
+        "loaded - began, look, self._folder)",
+        "loaded - began, look)",
         "tests/test_cluster_actor.py::test_a_folder_that_was_moved_is_not_written_into[False]",
     ),
     Fault(
