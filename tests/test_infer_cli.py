@@ -804,14 +804,15 @@ def test_a_file_that_comes_during_a_run_costs_its_case_alone(
     infer: Any, case_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_more(case_dir)
-    foreign = tmp_path / "out" / "Y_seg.nii.gz"
+    # Two are read at a time, so that the third is not the first to be written.
+    foreign = tmp_path / "out" / "Z_seg.nii.gz"
     let_in(monkeypatch, "runtime.cohort.save", lambda: foreign.write_bytes(b"mine"))
     code, err, out = infer(tmp_path / "data")
     assert code == 6
     assert f"{foreign}: found a file that this toolkit did not write" in err
     assert foreign.read_bytes() == b"mine"
     assert sorted(path.name for path in out.iterdir()) == [
-        "X.json", "X_seg.nii.gz", "Y_seg.nii.gz", "Z.json", "Z_seg.nii.gz",
+        "X.json", "X_seg.nii.gz", "Y.json", "Y_seg.nii.gz", "Z_seg.nii.gz",
         "cohort.csv", "cohort.html", "cohort.json", "failures.csv",
     ]  # fmt: skip
 
