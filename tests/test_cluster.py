@@ -140,6 +140,7 @@ def test_a_case_that_kills_takes_no_other_with_it(data: Path, work: Work, tmp_pa
     assert not list(out.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_moved_meanwhile_is_not_made_anew(
     data: Path, work: Work, tmp_path: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_folder_that_is_moved_meanwhile_is_not_made_anew(
     assert not list(moved.glob(".run.*"))
 
 
+@pytest.mark.slow
 def test_workers_that_die_before_they_have_opened(data: Path, work: Work, tmp_path: Path) -> None:
     deadly = replace(work, as_good=(_Killer(),))  # type: ignore[arg-type]
     with (
@@ -181,6 +183,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster("auto", workers=2, threads=3)
 
 
+@pytest.mark.slow
 def test_a_cluster_without_room_is_told(
     full: Cluster, data: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +204,7 @@ def test_a_cluster_without_room_is_told(
     assert len(notes) == 1
 
 
+@pytest.mark.slow
 def test_a_wish_to_stop_is_heard_while_no_worker_has_room(
     full: Cluster, data: Path, work: Work, tmp_path: Path
 ) -> None:
@@ -231,6 +235,7 @@ def test_the_command_on_a_cluster(
     assert results(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_the_workers_of_a_cluster_ask_a_server(
     data: Path, work: Work, tiny_model: Path, tmp_path: Path
 ) -> None:

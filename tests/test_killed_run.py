@@ -127,6 +127,7 @@ def test_the_writes_of_a_run_are_those_that_the_tests_below_count_on(whole: Whol
     )
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(whole: Whole, tmp_path: Path) -> None:
     # At a step, twice in the middle of a checkpoint (a resumed run first writes three other
     # files), and at another step.

@@ -25,6 +25,7 @@ EMPTY = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_cohort_resumed_is_one_that_was_left_alone(
     tiny_model: Path, tmp_path: Path
 ) -> None:

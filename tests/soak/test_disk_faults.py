@@ -73,10 +73,11 @@ def test_the_writer_fails_at_every_step(
         check(figures)
 
 
+@pytest.mark.slow
 def test_the_system_fails_at_some_calls(
     cases: tuple[Path, Path], tiny_model: Path, tmp_path: Path
 ) -> None:
-    """What of the bar below is not slow: a few faults of a call that writes and one that moves, and
+    """A short form of the bar below: a few faults of a call that writes and one that moves, and
     of one that two threads make.
     """
     if reason := may_trace():
